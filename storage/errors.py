@@ -1,0 +1,174 @@
+"""Every error this project raises on purpose, on one page.
+
+The tree is grouped by who can put the matter right. Each message says what happened and what to do next; the command
+line prints it without a traceback and exits with `exit_code`, so that scripts can tell the groups apart:
+
+    2  the call was wrong (typer's own code for usage errors)
+    3  the input can not be used (an image, a data set, a shard, a manifest)
+    4  the configuration, a service or the disk is in the way
+    5  a key is missing, locked or wrong
+    6  the caller is not authorised
+    7  something was refused because it is not what it claims to be (altered, foreign, truncated)
+    8  not found (a request, a version, a data set, a user)
+"""
+
+
+class DmcpError(Exception):
+    """Root of the tree. `what` happened and `cure`, what to do next."""
+
+    exit_code = 1
+
+    def __init__(self, what: str, cure: str = "") -> None:
+        super().__init__(f"{what} {cure}".strip())
+        self.what = what
+        self.cure = cure
+
+    def __reduce__(self) -> tuple[type, tuple[str, str]]:
+        return type(self), (self.what, self.cure)
+
+
+# --- the caller ------------------------------------------------------------------------------------------------------
+
+
+class UsageError(DmcpError):
+    """An argument or an option does not make sense."""
+
+    exit_code = 2
+
+
+class ParameterError(UsageError):
+    """A value in params.yaml, or a parameter of the method, is out of range."""
+
+
+# --- the input -------------------------------------------------------------------------------------------------------
+
+
+class InputError(DmcpError):
+    """Something handed in can not be used."""
+
+    exit_code = 3
+
+
+class UnsupportedImage(InputError):
+    """Not an 8-bit RGB (or, for sources, greyscale) image with sides of at least 16 pixels."""
+
+
+class DatasetError(InputError):
+    """A data set is not laid out as its loader expects, or its checksum differs."""
+
+
+class CorruptShard(InputError):
+    """A shard can not be read, or its digest is not the manifest's."""
+
+
+class CorruptManifest(InputError):
+    """A manifest is missing, is not valid, or does not describe the files beside it."""
+
+
+# --- the surroundings ------------------------------------------------------------------------------------------------
+
+
+class EnvironmentFault(DmcpError):
+    """A setting, a service, the network or the disk is in the way."""
+
+    exit_code = 4
+
+
+class SettingsError(EnvironmentFault):
+    """A setting has a value that can not be used."""
+
+
+class DownloadError(EnvironmentFault):
+    """A download failed after all retries."""
+
+
+class ObjectStoreError(EnvironmentFault):
+    """The object store is out of reach, refused the credentials, or answered with an error."""
+
+
+class PublicationConflict(EnvironmentFault):
+    """Another publisher moved the channel at the same time."""
+
+
+class ServiceError(EnvironmentFault):
+    """A local service (object store, Prefect, MLflow) did not start or stopped."""
+
+
+class WorkspaceBusy(EnvironmentFault):
+    """Another run holds this workspace."""
+
+
+# --- keys ------------------------------------------------------------------------------------------------------------
+
+
+class KeyVaultError(DmcpError):
+    """The vault can not give a key."""
+
+    exit_code = 5
+
+
+class VaultLocked(KeyVaultError):
+    """The passphrase or key file is missing or wrong, or the vault file was altered."""
+
+
+class UnknownKey(KeyVaultError):
+    """No key with this id (or for this data set) is in the vault."""
+
+
+# --- authorisation ---------------------------------------------------------------------------------------------------
+
+
+class NotAuthorised(DmcpError):
+    """The caller may not do this."""
+
+    exit_code = 6
+
+
+class BadToken(NotAuthorised):
+    """The token is not known or was withdrawn."""
+
+
+class NoGrant(NotAuthorised):
+    """The user holds no grant for this data set."""
+
+
+class GrantExpired(NotAuthorised):
+    """The user's grant ended."""
+
+
+class GrantRevoked(NotAuthorised):
+    """The user's grant was revoked."""
+
+
+# --- refused, one by one ---------------------------------------------------------------------------------------------
+
+
+class Refused(DmcpError):
+    """One image (or payload) is not what it claims to be; the rest of the request is still served."""
+
+    exit_code = 7
+
+
+class NotProtected(Refused):
+    """No header: never protected, re-encoded lossily, resized, or the header was damaged."""
+
+
+class UnsupportedFormat(Refused):
+    """The header names a format version or a profile that this release does not know."""
+
+
+class ForeignImage(Refused):
+    """Protected under a key, or for a data set, that this request does not cover."""
+
+
+class AlteredImage(Refused):
+    """The seal does not verify: at least one bit was changed after protection (or the key is wrong)."""
+
+
+# --- not found -------------------------------------------------------------------------------------------------------
+
+
+class NotFound(DmcpError):
+    """No such request, version, data set or user."""
+
+    exit_code = 8

@@ -1,0 +1,263 @@
+"""Protect shards: decode, perturb, hide, seal, carry, encode. One shard in, one shard out, and a report.
+
+Bytes depend on the shard, the parameters, the surrogate, the library of targets and the key, never on how many workers
+run: a shard is always computed by one thread, in batches of the configured size.
+"""
+
+import hashlib
+import json
+import os
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from storage.errors import DatasetError, ParameterError
+from storage.files import open_atomic, sha256_file
+from storage.manifest import read_manifest
+from storage.png import decode_png, encode_png
+from storage.shards import Sample, read_shard, write_shard
+from tasks.method.paper import PaperParameters, PaperProfile
+from tasks.method.perturbation import Features, FeatureSpacePerturbation, FspParameters, build_library
+from tasks.method.profiles import LeftOut, Profile
+from tasks.method.seal import DataKey
+
+METHOD_VERSION = 1
+"""Raised whenever the same inputs would give other protected bytes, so that no older work in progress is reused."""
+
+
+@dataclass(frozen=True)
+class ProtectParameters:
+    """Section `protect` of params.yaml."""
+
+    profile: str = "paper"
+    layer: str = "layer4"
+    perturbation: FspParameters = field(default_factory=FspParameters)
+    transform: PaperParameters = field(default_factory=PaperParameters)
+
+    def build(self) -> Profile:
+        """The profile these parameters name."""
+        if self.profile != "paper":
+            raise ParameterError(f"profile is {self.profile!r}.", "Choose: paper.")
+        return PaperProfile(self.transform)
+
+
+@dataclass(frozen=True)
+class ProtectJob:
+    """What every shard of one run shares. Holds paths and parameters, never the key.
+
+    Attributes:
+        split: split name of the variant; part of every image id.
+        surrogate: the trained surrogate (model.pt).
+        library: activations of the target images (`prepare_library`).
+    """
+
+    dataset: str
+    split: str
+    surrogate: Path
+    library: Path
+    parameters: ProtectParameters
+    device: str = "cpu"
+
+    def digest(self, key_id: str) -> str:
+        """SHA-256 (hex) over all that decides the bytes of a shard, but for the shard itself."""
+        facts = {
+            "method": METHOD_VERSION,
+            "dataset": self.dataset,
+            "split": self.split,
+            "surrogate": sha256_file(self.surrogate),
+            "library": sha256_file(self.library),
+            "parameters": asdict(self.parameters),
+            "key": key_id,
+            "device": self.device,
+        }
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass
+class ShardReport:
+    """What happened to one shard. `seconds` are by step, of one thread."""
+
+    shard: str
+    images: int = 0
+    protected: int = 0
+    pixels: int = 0
+    left_out: list[dict[str, str]] = field(default_factory=list)
+    rungs: dict[str, int] = field(default_factory=dict)
+    payload_bytes: list[int] = field(default_factory=list)
+    capacity_bytes: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def timed(self, step: str) -> Iterator[None]:
+        """Add the time of the block to `seconds[step]`."""
+        start = time.perf_counter()
+        yield
+        self.seconds[step] = self.seconds.get(step, 0.0) + time.perf_counter() - start
+
+
+def by_shape(images: list[NDArray[np.uint8]]) -> Iterator[list[int]]:
+    """Indices of images of the same shape, shapes in order of first appearance."""
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for i, image in enumerate(images):
+        groups.setdefault(image.shape, []).append(i)
+    yield from groups.values()
+
+
+@lru_cache(maxsize=2)
+def _surrogate_features(path: str, modified: int, layer: str, device: str) -> Features:
+    """Surrogate in eval mode up to a layer, activations averaged over positions; loaded once a process."""
+    from tasks.models_io import load_features
+
+    return load_features(Path(path), layer, device)
+
+
+def surrogate_features(path: Path, layer: str, device: str) -> Features:
+    """`_surrogate_features`, reloaded when the file changed."""
+    return _surrogate_features(os.fspath(path), path.stat().st_mtime_ns, layer, device)
+
+
+def one_thread() -> None:
+    """Let this thread's networks use one core: shards run side by side, and sums keep their order."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def prepare_library(
+    clean: Path, surrogate: Path, out: Path, parameters: ProtectParameters, device: str = "cpu"
+) -> Path:
+    """Write the activations of the target images, float32 [classes, library, d], to `out` (.npy).
+
+    The targets are the first images of each class in the order of the variant.
+
+    Raises:
+        DatasetError: a sample has no label.
+        ParameterError: a class has no image.
+    """
+    one_thread()
+    manifest = read_manifest(clean)
+    wanted = parameters.perturbation.library
+    images: dict[int, list[NDArray[np.uint8]]] = {c: [] for c in range(len(manifest.classes))}
+    for shard in manifest.shards:
+        if all(len(rows) >= wanted for rows in images.values()):
+            break
+        for sample in read_shard(clean / shard.name):
+            if sample.label is None or sample.label not in images:
+                raise DatasetError(
+                    f"{shard.name}: {sample.key} has no label of this data set.", "Build the variant again."
+                )
+            if len(images[sample.label]) < wanted:
+                images[sample.label].append(decode_png(sample.png, sample.key))
+    features = surrogate_features(surrogate, parameters.layer, device)
+    library = build_library(features, list(images.values()), wanted, device)
+    with open_atomic(out) as file:
+        np.save(file, library)
+    return out
+
+
+def protect_shard(source: Path, target: Path, job: ProtectJob, key: DataKey) -> ShardReport:
+    """Protect one shard; keys, labels and order are kept, images that nothing fitted are left out and reported.
+
+    Raises:
+        CorruptShard, UnsupportedImage: the source can not be read.
+    """
+    one_thread()
+    report = ShardReport(target.name)
+    with report.timed("read"):
+        samples = read_shard(source)
+    with report.timed("decode"):
+        images = [decode_png(s.png, s.key) for s in samples]
+    report.images = len(samples)
+    perturbation = FeatureSpacePerturbation(
+        surrogate_features(job.surrogate, job.parameters.layer, job.device),
+        np.load(job.library),
+        job.parameters.perturbation,
+        key.derive(b"derangement", 16),
+        job.device,
+    )
+    profile = job.parameters.build()
+    pngs: dict[int, bytes] = {}
+    for group in by_shape(images):
+        chosen = [samples[i] for i in group]
+        ids = [key.image_id(job.split, s.key) for s in chosen]
+        labels = np.array([s.label for s in chosen], np.int64)
+        clean = np.stack([images[i] for i in group])
+        with report.timed("perturb"):
+            perturbed = perturbation.perturb(clean, labels, ids)
+        protected = _hide(profile, clean, perturbed, ids, key, report, [s.key for s in chosen])
+        with report.timed("encode"):
+            pngs.update({group[i]: encode_png(image) for i, image in protected})
+    with report.timed("write"):
+        write_shard(target, (Sample(s.key, pngs[i], s.label) for i, s in enumerate(samples) if i in pngs))
+    report.protected = len(pngs)
+    return report
+
+
+def _hide(
+    profile: Profile,
+    clean: NDArray[np.uint8],
+    perturbed: NDArray[np.uint8],
+    ids: list[bytes],
+    key: DataKey,
+    report: ShardReport,
+    names: list[str],
+) -> list[tuple[int, NDArray[np.uint8]]]:
+    """(index, protected image) of the images of one shape for which something on the ladder worked."""
+    with report.timed("hide"):
+        results = profile.fit(clean, perturbed)
+    kept = {i: f for i, f in enumerate(results) if not isinstance(f, LeftOut)}
+    for name, result in zip(names, results, strict=True):
+        if isinstance(result, LeftOut):
+            report.left_out.append({"key": name, "reason": result.reason})
+    fitted = list(kept.values())
+    with report.timed("seal and carry"):
+        protected = profile.carry(fitted, clean[list(kept)], [ids[i] for i in kept], key)
+    report.rungs = dict(Counter(report.rungs) + Counter(f.rung for f in fitted))
+    report.payload_bytes += [profile.payload_bytes(f) for f in fitted]
+    report.capacity_bytes = max([report.capacity_bytes, *(profile.capacity_bytes(f) for f in fitted)])
+    report.pixels += int(np.prod(clean.shape[:3]))
+    return list(zip(kept, protected, strict=True))
+
+
+def summarise(reports: Iterable[ShardReport]) -> dict[str, Any]:
+    """The reports of all shards as one mapping, for metrics/protect.json."""
+    rows = list(reports)
+    payload = np.array([size for r in rows for size in r.payload_bytes], np.int64)
+    seconds: Counter[str] = Counter()
+    rungs: Counter[str] = Counter()
+    for r in rows:
+        seconds.update(r.seconds)
+        rungs.update(r.rungs)
+    edges, counts = _histogram(payload)
+    return {
+        "images": sum(r.images for r in rows),
+        "protected": sum(r.protected for r in rows),
+        "pixels": sum(r.pixels for r in rows),
+        "left_out": [{**entry, "shard": r.shard} for r in rows for entry in r.left_out],
+        "rungs": dict(sorted(rungs.items())),
+        "payload_bytes": {
+            "min": int(payload.min()) if payload.size else 0,
+            "mean": round(float(payload.mean()), 2) if payload.size else 0.0,
+            "max": int(payload.max(initial=0)),
+            "histogram": {"edges": edges, "counts": counts},
+        },
+        "capacity_bytes": max((r.capacity_bytes for r in rows), default=0),
+        "seconds": {step: round(value, 3) for step, value in seconds.items()},
+    }
+
+
+def _histogram(values: NDArray[np.int64], bins: int = 40) -> tuple[list[int], list[int]]:
+    if not values.size:
+        return [], []
+    width = max(1, -(-(int(values.max()) - int(values.min()) + 1) // bins))
+    edges = np.arange(int(values.min()), int(values.max()) + width + 1, width)
+    counts, _ = np.histogram(values, edges)
+    return edges.tolist(), counts.tolist()
