@@ -1,0 +1,140 @@
+"""Files and folders that appear whole or not at all, and digests.
+
+Everything is written aside, on the same file system, and renamed into place. A reader never sees half a file, and what
+stood there before stays until the new thing is complete. What a killed process left aside is removed by the next one
+that writes to the same place.
+"""
+
+import fcntl
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from storage.errors import UsageError
+
+Progress = Callable[[str, int, int | None], None]
+"""Called as `progress(what, done, total)`: a short label, units done so far (bytes, images), all of them if known."""
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 of a file's bytes, in lower-case hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def open_atomic(path: Path, mode: int | None = None) -> Iterator[BinaryIO]:
+    """A binary file for writing that takes the name `path` only when the block ends without an error.
+
+    Args:
+        path: the final name; its folder is made when missing.
+        mode: permission bits, in force before the first byte is written; None: what the umask gives.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}-{os.urandom(4).hex()}.partial")
+    handle = os.open(aside, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666 if mode is None else mode)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            if mode is not None:
+                os.fchmod(file.fileno(), mode)
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+
+
+def write_atomic(path: Path, data: bytes, mode: int | None = None) -> None:
+    """Write a whole file at once; see `open_atomic`."""
+    with open_atomic(path, mode) as file:
+        file.write(data)
+
+
+@contextmanager
+def replace_directory(target: Path, marker: str | None = None) -> Iterator[Path]:
+    """An empty work folder beside `target` that takes its place when the block ends without an error.
+
+    After an error the work folder is removed and `target` is as it was. The work folder lies in a locked holder
+    `.NAME.*.partial`; holders whose lock is free belong to processes that were killed and are removed first.
+
+    Args:
+        target: the folder to make or to replace.
+        marker: a file that tells a folder of ours: when `target` holds anything and not this file, it is left alone.
+
+    Raises:
+        UsageError: `target` is not ours to replace.
+    """
+    target = Path(os.path.abspath(target))  # noqa: PTH100 - resolve() would follow a link that is to be replaced
+    _check_ours(target, marker)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _remove_abandoned(target)
+    holder, lock = _locked_holder(target)
+    try:
+        work = holder / target.name
+        work.mkdir()
+        yield work
+        _swap(work, target, holder / "replaced")
+    finally:
+        shutil.rmtree(holder, ignore_errors=True)
+        os.close(lock)
+
+
+def _check_ours(target: Path, marker: str | None) -> None:
+    if target.exists() and not target.is_dir():
+        raise UsageError(f"{target} is a file, not a folder.", "Name another folder.")
+    if marker is not None and target.is_dir() and any(target.iterdir()) and not (target / marker).is_file():
+        raise UsageError(
+            f"{target} holds something else (there is no {marker} in it) and is not replaced.",
+            "Name another folder, or remove this one first.",
+        )
+
+
+def _swap(work: Path, target: Path, aside: Path) -> None:
+    if not os.path.lexists(target):
+        work.rename(target)
+        return
+    target.rename(aside)
+    try:
+        work.rename(target)
+    except OSError:
+        aside.rename(target)
+        raise
+
+
+def _locked_holder(target: Path) -> tuple[Path, int]:
+    """A new holder folder and the descriptor that holds its lock (which ends with the process)."""
+    while True:
+        holder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
+        lock = os.open(holder, os.O_RDONLY)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if holder.exists():  # else another process took it for abandoned before the lock was ours
+            return holder, lock
+        os.close(lock)
+
+
+def _remove_abandoned(target: Path) -> None:
+    for holder in target.parent.glob(f".{_escaped(target.name)}.*.partial"):
+        if not holder.is_dir():
+            continue
+        try:
+            lock = os.open(holder, os.O_RDONLY)
+        except OSError:
+            continue
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(holder, ignore_errors=True)
+        except BlockingIOError:
+            pass
+        finally:
+            os.close(lock)
+
+
+def _escaped(name: str) -> str:
+    return "".join(f"[{c}]" if c in "*?[" else c for c in name)

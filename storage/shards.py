@@ -1,0 +1,158 @@
+"""Shards: WebDataset tar files, byte for byte the same for the same samples.
+
+A shard holds, for each sample in order, `KEY.png` and (when the label is known) `KEY.cls`, the class index in ASCII
+digits. Headers are plain USTAR with time 0, owner 0 and mode 0644, so that nothing but keys, labels and PNG bytes
+decides the file. `webdataset` and Hugging Face `load_dataset("webdataset", ...)` open it.
+"""
+
+import hashlib
+import io
+import re
+import tarfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from storage.errors import CorruptShard, UsageError
+from storage.files import open_atomic, sha256_file
+
+KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,94}")
+"""What a key looks like: no dot (WebDataset splits there), no slash, short enough for a USTAR header."""
+
+_PLAIN = (tarfile.REGTYPE, tarfile.AREGTYPE)
+_LABEL = re.compile(rb"[0-9]{1,9}\s*")
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One image as it lies in a shard: its key, the PNG file's bytes and its class index (None: not known)."""
+
+    key: str
+    png: bytes
+    label: int | None
+
+
+@dataclass(frozen=True)
+class ShardInfo:
+    """What a manifest says of one shard: file name, number of images, size in bytes, SHA-256 in lower-case hex."""
+
+    name: str
+    samples: int
+    bytes: int
+    sha256: str
+
+
+class _Digesting(io.RawIOBase):
+    """Passes bytes on to a file and digests them on the way, so that a shard is not read again to be described."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self.digest = hashlib.sha256()
+        self.size = 0
+
+    def writable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self.size
+
+    def write(self, data: bytes) -> int:  # type: ignore[override]
+        self.digest.update(data)
+        self.size += len(data)
+        return self.file.write(data)
+
+
+def write_shard(path: Path, samples: Iterable[Sample]) -> ShardInfo:
+    """Write a shard and describe it. `path` appears only when the shard is whole.
+
+    Raises:
+        UsageError: a key can not be stored or comes twice, or a label is negative.
+    """
+    seen: set[str] = set()
+    with open_atomic(path) as file:
+        sink = _Digesting(file)
+        with tarfile.open(fileobj=sink, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+            for sample in samples:
+                if not KEY.fullmatch(sample.key) or sample.key in seen:
+                    raise UsageError(f"The key {sample.key!r} can not be stored in a shard.", _KEY_RULE)
+                if sample.label is not None and not 0 <= sample.label < 10**9:
+                    raise UsageError(f"The label {sample.label} can not be stored in a shard.", "Labels count from 0.")
+                seen.add(sample.key)
+                _add(tar, f"{sample.key}.png", sample.png)
+                if sample.label is not None:
+                    _add(tar, f"{sample.key}.cls", b"%d" % sample.label)
+    return ShardInfo(path.name, len(seen), sink.size, sink.digest.hexdigest())
+
+
+_KEY_RULE = "Keys are letters, digits, '-' and '_', at most 95 of them, each key once."
+
+
+def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    member = tarfile.TarInfo(name)  # time, owner and group are 0 and empty by default
+    member.size = len(data)
+    member.mode = 0o644
+    tar.addfile(member, io.BytesIO(data))
+
+
+def read_shard(path: Path) -> list[Sample]:
+    """All samples of a shard, in order.
+
+    Raises:
+        CorruptShard: missing, truncated or damaged, or holding something else than `KEY.png` and `KEY.cls`.
+    """
+    try:
+        data = path.read_bytes()
+        with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
+            members = [(m.name, _content(data, m, path)) for m in tar]
+            end = tar.offset  # tarfile takes a damaged header for the end: what follows the end must be zeros
+    except FileNotFoundError as error:
+        raise CorruptShard(f"The shard {path} does not exist.", "Fetch or build the variant again.") from error
+    except (tarfile.TarError, ValueError, EOFError) as error:
+        raise _corrupt(path, f"it is no readable tar file ({error})") from error
+    if len(data) - end < 2 * tarfile.BLOCKSIZE or data.count(0, end) != len(data) - end:
+        raise _corrupt(path, f"it is cut off or damaged at byte {end}")
+    return _samples(members, path)
+
+
+def _content(data: bytes, member: tarfile.TarInfo, path: Path) -> bytes:
+    if member.type not in _PLAIN or member.issparse():
+        raise _corrupt(path, f"its member {member.name!r} is no plain file")
+    end = member.offset_data + member.size
+    if end > len(data):
+        raise _corrupt(path, f"it is cut off inside {member.name!r}")
+    return data[member.offset_data : end]
+
+
+def _samples(members: list[tuple[str, bytes]], path: Path) -> list[Sample]:
+    images: dict[str, bytes] = {}
+    labels: dict[str, int] = {}
+    for name, content in members:
+        key, _, extension = name.partition(".")
+        if extension not in ("png", "cls") or not KEY.fullmatch(key):
+            raise _corrupt(path, f"it holds {name!r}, which is neither KEY.png nor KEY.cls")
+        if key in (images if extension == "png" else labels):
+            raise _corrupt(path, f"it holds {name!r} twice")
+        if extension == "png":
+            images[key] = content
+        elif _LABEL.fullmatch(content):
+            labels[key] = int(content)
+        else:
+            raise _corrupt(path, f"{name!r} holds no class index")
+    if not labels.keys() <= images.keys():
+        raise _corrupt(path, f"{min(labels.keys() - images.keys())!r} has a label and no image")
+    return [Sample(key, png, labels.get(key)) for key, png in images.items()]
+
+
+def describe_shard(path: Path) -> ShardInfo:
+    """Size, digest and number of images of a shard that already exists.
+
+    Raises:
+        CorruptShard: as `read_shard`.
+    """
+    samples = len(read_shard(path))
+    return ShardInfo(path.name, samples, path.stat().st_size, sha256_file(path))
+
+
+def _corrupt(path: Path, why: str) -> CorruptShard:
+    return CorruptShard(f"The shard {path} can not be used: {why}.", "Fetch or build it again.")

@@ -1,0 +1,129 @@
+"""What lies where in the public bucket, and how a reader finds it; `storage/publication.py` is the manual."""
+
+import hashlib
+import re
+from dataclasses import dataclass
+from datetime import datetime
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from storage.errors import CorruptManifest, NotFound, UsageError
+from storage.manifest import MANIFEST_NAME, Manifest, dump_manifest, parse_manifest
+from storage.names import check_dataset_name
+from storage.objects import ObjectStore
+from storage.shards import ShardInfo
+
+VERSION_PATTERN = r"[0-9a-f]{16}"
+README_NAME = "README.md"
+LICENSE_NAME = "LICENSE"
+
+
+@dataclass(frozen=True)
+class VersionInfo:
+    """One version in a bucket: its id, when it was completed (UTC) and whether the channel points to it."""
+
+    id: str
+    completed: datetime
+    latest: bool
+
+
+class Channel(BaseModel):
+    """Content of `channels/latest.json`."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    version: str = Field(pattern=f"^{VERSION_PATTERN}$")
+    published: datetime
+
+
+def shard_key(dataset: str, shard: ShardInfo) -> str:
+    """Where a shard lies in the bucket."""
+    return f"{dataset}/shards/{shard.sha256}.tar"
+
+
+def version_key(dataset: str, version: str, name: str = MANIFEST_NAME) -> str:
+    """Where a version's file lies in the bucket."""
+    return f"{dataset}/versions/{version}/{name}"
+
+
+def channel_key(dataset: str) -> str:
+    """Where the pointer to the latest version lies in the bucket."""
+    return f"{dataset}/channels/latest.json"
+
+
+def version_id(manifest: Manifest, terms: str) -> str:
+    """Content address of a version: manifest and terms decide it."""
+    parts = (dump_manifest(manifest), terms.encode())
+    return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()[:16]
+
+
+def read_channel(store: ObjectStore, dataset: str) -> tuple[Channel, str] | None:
+    """What the channel says, and its ETag; None when nothing was published yet.
+
+    Raises:
+        CorruptManifest: the object there is no channel.
+    """
+    key = channel_key(dataset)
+    try:
+        data, etag = store.get(key)
+        return Channel.model_validate_json(data), etag
+    except NotFound:
+        return None
+    except ValidationError as error:
+        raise CorruptManifest(
+            f"{store.where(key)} does not name a version.", "Delete it and publish again, or ask for a version by id."
+        ) from error
+
+
+def list_versions(store: ObjectStore, dataset: str) -> list[VersionInfo]:
+    """All complete versions of a data set, the newest first.
+
+    Raises:
+        NotFound: there is none.
+    """
+    channel = read_channel(store, check_dataset_name(dataset))
+    latest = channel[0].version if channel else None
+    pattern = re.compile(rf"{re.escape(dataset)}/versions/({VERSION_PATTERN})/{re.escape(MANIFEST_NAME)}")
+    found = [(match[1], o.modified) for o in store.list(f"{dataset}/versions/") if (match := pattern.fullmatch(o.key))]
+    if not found:
+        raise NotFound(f"No version of {dataset} is published at {store.where()}.", "Check the name, or publish one.")
+    return [VersionInfo(i, at, i == latest) for i, at in sorted(found, key=lambda pair: pair[1], reverse=True)]
+
+
+def read_version(store: ObjectStore, dataset: str, version: str = "latest") -> tuple[str, Manifest, str]:
+    """Id, manifest and licence terms of a published version.
+
+    Raises:
+        NotFound: no such data set or version.
+        CorruptManifest: what is there is not what its id says.
+        UsageError: an impossible name or id.
+    """
+    check_dataset_name(dataset)
+    if version == "latest":
+        channel = read_channel(store, dataset)
+        if channel is None:
+            raise NotFound(f"{dataset} is not published at {store.where()}.", "Check the name, bucket and prefix.")
+        version = channel[0].version
+    elif not re.fullmatch(VERSION_PATTERN, version):
+        raise UsageError(f"{version[:80]!r} is not a version.", "A version has 16 digits 0-9a-f, or is called latest.")
+    key = version_key(dataset, version)
+    try:
+        data = store.get_bytes(key)
+        terms = store.get_bytes(version_key(dataset, version, LICENSE_NAME)).decode()
+    except NotFound as error:
+        raise NotFound(
+            f"{dataset} has no version {version} at {store.where()}.", "Leave the version out to get the latest."
+        ) from error
+    except UnicodeDecodeError as error:
+        raise _altered(store, key) from error
+    manifest = parse_manifest(data, store.where(key))
+    if manifest.dataset != dataset or version_id(manifest, terms) != version:
+        raise _altered(store, key)
+    return version, manifest, terms
+
+
+def _altered(store: ObjectStore, key: str) -> CorruptManifest:
+    return CorruptManifest(
+        f"{store.where(key)} or the LICENSE beside it is not what the version's id says: one of them was altered.",
+        "Do not use this version; ask its publisher to delete its folder and publish it again.",
+    )
