@@ -11,7 +11,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -113,7 +113,8 @@ def _locked_holder(target: Path) -> tuple[Path, int]:
     while True:
         holder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
         lock = os.open(holder, os.O_RDONLY)
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        with suppress(OSError):  # some network file systems lock no folders: then nothing is ever taken for abandoned
+            fcntl.flock(lock, fcntl.LOCK_EX)
         if holder.exists():  # else another process took it for abandoned before the lock was ours
             return holder, lock
         os.close(lock)
@@ -130,8 +131,8 @@ def _remove_abandoned(target: Path) -> None:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(holder, ignore_errors=True)
-        except BlockingIOError:
-            pass
+        except OSError:
+            pass  # locked, so in use; or the file system locks no folders
         finally:
             os.close(lock)
 

@@ -1,0 +1,150 @@
+"""One's own images: a folder of class folders with PNG or JPEG files, of any sizes from 16x16.
+
+    path/CLASS/any/depth/name.jpg
+
+Classes are sorted by name, samples by their path below `path`. The test split is a folder of its own (`test_path`) or a
+share of the images (`test_share`), chosen by a hash of seed and relative path: adding images moves no other.
+"""
+
+import hashlib
+import os
+import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import Field, model_validator
+
+from storage.errors import DatasetError
+from tasks.datasets.images import decode_image
+from tasks.datasets.source import CommonParameters, Place, Source, Split
+
+_IMAGES = {".png", ".jpg", ".jpeg"}
+_IGNORED = {"thumbs.db", "desktop.ini"}
+_SHOWN = 10
+
+
+class Parameters(CommonParameters):
+    """Where the images lie, and what is kept apart for testing."""
+
+    path: Path = Field(description="the folder of class folders")
+    test_path: Path | None = Field(None, description="a folder of the same classes, for testing")
+    test_share: float | None = Field(None, gt=0, lt=1, description="share kept for testing; 0.2 without test_path")
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _one_way(self) -> "Parameters":
+        if self.test_path is not None and self.test_share is not None:
+            raise ValueError("give either test_path or test_share")
+        return self
+
+
+@dataclass(frozen=True)
+class _Image:
+    path: Path
+    name: str
+    """Path below the root with slashes, in Unicode's composed form: the same on every file system."""
+
+    @property
+    def class_name(self) -> str:
+        return self.name.split("/", 1)[0]
+
+
+@contextmanager
+def open_source(parameters: Parameters, place: Place) -> Iterator[Source]:
+    """Both splits; files are opened one by one as they are read."""
+    images = _images(parameters.path)
+    classes = sorted({image.class_name for image in images})
+    if len(classes) < 2:
+        raise DatasetError(f"{parameters.path} holds {len(classes)} class folders.", "At least two are needed.")
+    if parameters.test_path is not None:
+        train, test = images, _images(parameters.test_path)
+    else:
+        share = 0.2 if parameters.test_share is None else parameters.test_share
+        chosen = [is_test(image.name, share, parameters.seed) for image in images]
+        train = [image for image, kept in zip(images, chosen, strict=True) if not kept]
+        test = [image for image, kept in zip(images, chosen, strict=True) if kept]
+    _check_classes(classes, train, test)
+    splits = {"train": _split(train, classes), "test": _split(test, classes)}
+    yield Source(classes, splits, str(parameters.path))
+
+
+def is_test(name: str, share: float, seed: int) -> bool:
+    """Whether the image of this relative path belongs to the test split; depends on no other image."""
+    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") < int(share * 2**64)
+
+
+def _images(root: Path) -> list[_Image]:
+    """All images below a root, sorted by name.
+
+    Raises:
+        DatasetError: no such folder, or files that can not be samples; the first ten are named.
+    """
+    root = root.expanduser()
+    if not root.is_dir():
+        raise DatasetError(f"There is no folder {root}.", "Set download.path (and test_path) in params.yaml.")
+    images: list[_Image] = []
+    problems: list[str] = []
+    for folder, folders, files in os.walk(root):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for file in sorted(files):
+            if file.startswith(".") or file.lower() in _IGNORED:
+                continue
+            path = Path(folder, file)
+            name = unicodedata.normalize("NFC", path.relative_to(root).as_posix())
+            problem = _problem(name)
+            if problem:
+                problems.append(problem)
+            else:
+                images.append(_Image(path, name))
+    filled = {image.class_name for image in images}
+    for folder_name in sorted(_visible_folders(root) - filled):
+        problems.append(f"the class folder {folder_name} holds no image")
+    if problems:
+        shown = "; ".join(problems[:_SHOWN])
+        raise DatasetError(
+            f"{root} holds {len(problems)} things that are no samples: {shown}{' ...' if problems[_SHOWN:] else ''}.",
+            "Move them elsewhere, or convert them to PNG or JPEG in a class folder.",
+        )
+    return sorted(images, key=lambda image: image.name)
+
+
+def _visible_folders(root: Path) -> set[str]:
+    return {
+        unicodedata.normalize("NFC", entry.name)
+        for entry in root.iterdir()
+        if entry.is_dir() and not entry.name.startswith(".")
+    }
+
+
+def _problem(name: str) -> str | None:
+    if Path(name).suffix.lower() not in _IMAGES:
+        return f"{name} is neither PNG nor JPEG"
+    if "/" not in name:
+        return f"{name} lies in no class folder"
+    return None
+
+
+def _check_classes(classes: list[str], train: list[_Image], test: list[_Image]) -> None:
+    untaught = set(classes) - {image.class_name for image in train}
+    if untaught:
+        raise DatasetError(
+            f"No training image is left of {', '.join(sorted(untaught))}.", "Lower download.test_share or add images."
+        )
+    if not test:
+        raise DatasetError("No image is left for testing.", "Raise download.test_share or set download.test_path.")
+    foreign = {image.class_name for image in test} - set(classes)
+    if foreign:
+        raise DatasetError(
+            f"The test folder holds classes without training images: {', '.join(sorted(foreign))}.", "Remove them."
+        )
+
+
+def _split(images: list[_Image], classes: list[str]) -> Split:
+    index = {name: label for label, name in enumerate(classes)}
+    return Split(
+        [index[image.class_name] for image in images],
+        lambda i: decode_image(images[i].path.read_bytes(), images[i].name),
+    )

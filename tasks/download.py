@@ -1,0 +1,152 @@
+"""From a data set to its two clean variants: the training split, which is protected later, and the test split."""
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from storage.errors import DatasetError, UnsupportedImage
+from storage.files import Progress, replace_directory
+from storage.manifest import MANIFEST_NAME, Manifest, shard_name, write_manifest
+from storage.png import encode_png
+from storage.settings import settings
+from storage.shards import Sample, write_shard
+from tasks.datasets import get
+from tasks.datasets.source import Place, Split, check_parameters, choose
+
+_SHOWN = 10
+
+
+@dataclass(frozen=True)
+class DownloadReport:
+    """What was built.
+
+    Attributes:
+        dataset: its name, as in the manifests.
+        origin: the file or folder it was read from.
+        classes: class names.
+        train_images, test_images: how many.
+        train_bytes, test_bytes: size of the shards.
+        seconds: wall-clock time, downloading included.
+    """
+
+    dataset: str
+    origin: str
+    classes: list[str]
+    train_images: int
+    test_images: int
+    train_bytes: int
+    test_bytes: int
+    seconds: float
+
+
+def download_dataset(
+    name: str,
+    params: Mapping[str, Any],
+    out_clean: Path,
+    out_test: Path,
+    mirror: Path | None,
+    progress: Progress | None = None,
+    dataset: str | None = None,
+) -> DownloadReport:
+    """Build both variants of a data set; each folder appears whole, or what was there stays.
+
+    Args:
+        name: which module reads it: cifar10, tinyimagenet, imagefolder or sample.
+        params: `shard_size`, `train_limit`, `test_limit` and what the data set takes besides.
+        out_clean: folder of the training variant. What is there is replaced if it is a variant, else refused.
+        out_test: folder of the test variant, likewise.
+        mirror: folder with data sets already downloaded, or None; without it downloads are kept below HOME/downloads.
+        progress: told the file or the split, how much is done, and of how much.
+        dataset: the name the manifests carry, when it is not `name` (a folder of one's own has one).
+
+    Raises:
+        NotFound: no data set of this name.
+        ParameterError: a parameter is unknown or can not be used.
+        DatasetError: the source is not laid out as expected, or is damaged.
+        UnsupportedImage: images can not be used; the first ten are named with the reason.
+        DownloadError: the official address could not be read.
+        UsageError: an output folder holds something else than a variant.
+    """
+    start = time.monotonic()
+    module = get(name)
+    parameters = check_parameters(module.Parameters, params, name)
+    place = Place(mirror, settings().home_path("downloads"), progress)
+    with (
+        replace_directory(out_clean, MANIFEST_NAME) as clean,
+        replace_directory(out_test, MANIFEST_NAME) as test,
+        module.open_source(parameters, place) as source,
+    ):
+        problems: list[str] = []
+        built = {}
+        for split, folder in (("train", clean), ("test", test)):
+            writer = _Writer(source.splits[split], split, problems, progress)
+            indices = choose(source.splits[split].labels, parameters.limit(split))
+            manifest = writer.write(folder, dataset or name, source.classes, indices, parameters.shard_size)
+            built[split] = manifest
+        if problems:
+            raise _refused(problems)
+        report = DownloadReport(
+            dataset=dataset or name,
+            origin=source.origin,
+            classes=source.classes,
+            train_images=built["train"].samples,
+            test_images=built["test"].samples,
+            train_bytes=sum(shard.bytes for shard in built["train"].shards),
+            test_bytes=sum(shard.bytes for shard in built["test"].shards),
+            seconds=time.monotonic() - start,
+        )
+    return report
+
+
+@dataclass(frozen=True)
+class _Writer:
+    """Writes one split as shards; images that can not be used are noted and left out, for the caller to refuse."""
+
+    source: Split
+    split: str
+    problems: list[str]
+    progress: Progress | None
+
+    def write(self, folder: Path, dataset: str, classes: list[str], indices: list[int], shard_size: int) -> Manifest:
+        manifest = _empty_manifest(dataset, self.split, classes)
+        shards = []
+        for number, first in enumerate(range(0, len(indices), shard_size)):
+            part = indices[first : first + shard_size]
+            shards.append(write_shard(folder / shard_name(self.split, number), self._samples(part)))
+            if self.progress is not None:
+                self.progress(self.split, first + len(part), len(indices))
+        manifest = manifest.model_copy(update={"shards": shards})
+        write_manifest(folder, manifest)
+        return manifest
+
+    def _samples(self, indices: list[int]) -> Iterator[Sample]:
+        for index in indices:
+            try:
+                png = encode_png(self.source.read(index))
+            except UnsupportedImage as error:
+                self.problems.append(error.what.rstrip("."))
+                continue
+            yield Sample(f"{index:09d}", png, self.source.labels[index])
+
+
+def _empty_manifest(dataset: str, split: str, classes: list[str]) -> Manifest:
+    """A manifest without shards: says early whether the names can be used."""
+    try:
+        return Manifest(dataset=dataset, split=split, classes=classes, shards=[])
+    except ValidationError as error:
+        problems = "; ".join(str(e["msg"]) for e in error.errors())
+        raise DatasetError(
+            f"The data set {dataset!r} can not be described: {problems}.", "Rename it, or its class folders."
+        ) from error
+
+
+def _refused(problems: list[str]) -> UnsupportedImage:
+    more = f" ... and {len(problems) - _SHOWN} more" if problems[_SHOWN:] else ""
+    return UnsupportedImage(
+        f"{len(problems)} images can not be used: {'; '.join(problems[:_SHOWN])}{more}.",
+        "Convert them to 8-bit RGB PNG or JPEG of at least 16 x 16 pixels, or take them out.",
+    )

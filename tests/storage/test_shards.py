@@ -1,0 +1,169 @@
+import io
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from storage.errors import CorruptShard, UsageError
+from storage.files import sha256_file
+from storage.png import encode_png
+from storage.shards import Sample, describe_shard, read_shard, write_shard
+
+keys = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_-]{0,94}", fullmatch=True)
+samples = st.lists(
+    st.builds(Sample, keys, st.binary(max_size=1500), st.none() | st.integers(0, 10**9 - 1)),
+    max_size=6,
+    unique_by=lambda sample: sample.key,
+)
+
+
+def images(count: int) -> list[Sample]:
+    random = np.random.default_rng(0)
+    return [
+        Sample(f"{i:09d}", encode_png(random.integers(0, 256, (16, 16, 3), dtype=np.uint8)), i % 3)
+        for i in range(count)
+    ]
+
+
+@given(samples)
+def test_round_trip(tmp_path_factory: pytest.TempPathFactory, content: list[Sample]) -> None:
+    path = tmp_path_factory.mktemp("shard") / "train-000000.tar"
+    info = write_shard(path, iter(content))
+    assert read_shard(path) == content
+    assert info == describe_shard(path)
+    assert (info.name, info.samples, info.sha256) == (path.name, len(content), sha256_file(path))
+    assert info.bytes == path.stat().st_size
+
+
+def test_the_same_samples_are_the_same_bytes(tmp_path: Path) -> None:
+    one = write_shard(tmp_path / "a" / "train-000000.tar", images(5))
+    assert one == write_shard(tmp_path / "b" / "train-000000.tar", images(5))
+    # Fixed once and for all: a change here changes every published digest.
+    assert write_shard(tmp_path / "c", [Sample("000000123", b"png", 7)]).sha256 == (
+        "d5b61c334a736f332d92e8f54251aab6fffc7a4a778b4f58ee075bbd79dd7677"
+    )
+
+
+def test_members_say_nothing_but_key_and_size(tmp_path: Path) -> None:
+    write_shard(tmp_path / "s.tar", [*images(2), Sample("loose", b"x", None)])
+    with tarfile.open(tmp_path / "s.tar") as tar:
+        members = tar.getmembers()
+    names = ["000000000.png", "000000000.cls", "000000001.png", "000000001.cls", "loose.png"]
+    assert [m.name for m in members] == names
+    for m in members:
+        assert (m.mtime, m.uid, m.gid, m.uname, m.gname, m.mode, m.type) == (0, 0, 0, "", "", 0o644, tarfile.REGTYPE)
+        assert not m.pax_headers
+
+
+@pytest.mark.parametrize("bad", ["", "a.b", "a/b", "../a", ".a", "-a", "ä", "a" * 96, "a b"])
+def test_keys_that_can_not_be_stored(tmp_path: Path, bad: str) -> None:
+    with pytest.raises(UsageError, match="key"):
+        write_shard(tmp_path / "s.tar", [Sample(bad, b"", 0)])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_key_twice_or_a_negative_label(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="key"):
+        write_shard(tmp_path / "s.tar", [Sample("a", b"", 0), Sample("a", b"", 0)])
+    with pytest.raises(UsageError, match="label"):
+        write_shard(tmp_path / "s.tar", [Sample("a", b"", -1)])
+
+
+@given(cut=st.integers(0, 10239))
+def test_every_truncation_is_noticed(tmp_path_factory: pytest.TempPathFactory, cut: int) -> None:
+    folder = tmp_path_factory.mktemp("cut")
+    write_shard(folder / "s.tar", [Sample("a", b"x" * 700, 1), Sample("b", b"y" * 700, 2)])
+    data = (folder / "s.tar").read_bytes()
+    assert len(data) == 10240
+    content = 10 * 512  # behind it lie zeros only: two blocks of them end a tar file
+    (folder / "s.tar").write_bytes(data[:cut])
+    if cut < content + 1024:
+        with pytest.raises(CorruptShard, match=r"s\.tar"):
+            read_shard(folder / "s.tar")
+    else:
+        assert len(read_shard(folder / "s.tar")) == 2
+
+
+@pytest.mark.parametrize("member", range(4))
+def test_a_damaged_header_is_noticed(tmp_path: Path, member: int) -> None:
+    write_shard(tmp_path / "s.tar", [Sample("a", b"x", 1), Sample("b", b"y", 2)])
+    data = bytearray((tmp_path / "s.tar").read_bytes())
+    data[member * 1024 + 5] ^= 1
+    (tmp_path / "s.tar").write_bytes(data)
+    with pytest.raises(CorruptShard):
+        read_shard(tmp_path / "s.tar")
+
+
+def tar_of(path: Path, *members: tuple[str, bytes, bytes]) -> Path:
+    with tarfile.open(path, "w") as tar:
+        for name, kind, content in members:
+            info = tarfile.TarInfo(name)
+            info.type, info.size = kind, len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return path
+
+
+REG = tarfile.REGTYPE
+
+
+@pytest.mark.parametrize(
+    ("members", "reason"),
+    [
+        ([("a.png", REG, b""), ("a.png", REG, b"")], "twice"),
+        ([("a.cls", REG, b"1")], "no image"),
+        ([("a.png", REG, b""), ("a.cls", REG, b"-1")], "no class index"),
+        ([("a.png", REG, b""), ("a.cls", REG, b"cat")], "no class index"),
+        ([("a.txt", REG, b"")], "neither"),
+        ([("../a.png", REG, b"")], "neither"),
+        ([("/a.png", REG, b"")], "neither"),
+        ([("a.png", tarfile.SYMTYPE, b"")], "no plain file"),
+        ([("a", tarfile.DIRTYPE, b"")], "no plain file"),
+    ],
+)
+def test_what_is_no_shard(tmp_path: Path, members: list[tuple[str, bytes, bytes]], reason: str) -> None:
+    with pytest.raises(CorruptShard, match=reason):
+        read_shard(tar_of(tmp_path / "s.tar", *members))
+
+
+def test_missing_and_not_a_tar(tmp_path: Path) -> None:
+    with pytest.raises(CorruptShard, match="does not exist"):
+        read_shard(tmp_path / "s.tar")
+    (tmp_path / "s.tar").write_bytes(b"\x1f\x8b" + bytes(2000))
+    with pytest.raises(CorruptShard, match="no readable tar"):
+        read_shard(tmp_path / "s.tar")
+
+
+def test_a_trailing_newline_after_a_label_is_fine(tmp_path: Path) -> None:
+    path = tar_of(tmp_path / "s.tar", ("a.png", REG, b"p"), ("a.cls", REG, b"12\n"))
+    assert read_shard(path) == [Sample("a", b"p", 12)]
+
+
+def test_webdataset_reads_it(small_variant: Path) -> None:
+    import webdataset
+
+    files = sorted(str(path) for path in small_variant.glob("*.tar"))
+    data = webdataset.WebDataset(files, shardshuffle=False, empty_check=False).decode("rgb8").to_tuple("png", "cls")
+    read = list(data)
+    ours = [sample for path in files for sample in read_shard(Path(path))]
+    assert len(read) == len(ours) == 24
+    for (image, label), sample in zip(read, ours, strict=True):
+        assert encode_png(np.asarray(image)) == sample.png
+        assert label == sample.label
+
+
+def test_hugging_face_reads_it(small_variant: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    import datasets
+
+    files = sorted(str(path) for path in small_variant.glob("*.tar"))
+    data = datasets.load_dataset(
+        "webdataset", data_files={"train": files}, split="train", cache_dir=str(tmp_path / "cache")
+    )
+    ours = [sample for path in files for sample in read_shard(Path(path))]
+    assert [int(label) for label in data["cls"]] == [sample.label for sample in ours]
+    assert list(data["__key__"]) == [sample.key for sample in ours]
+    assert encode_png(np.asarray(data[5]["png"])) == ours[5].png
