@@ -4,14 +4,12 @@ Bytes depend on the shard, the parameters, the surrogate, the library of targets
 run: a shard is always computed by one thread, in batches of the configured size.
 """
 
-import hashlib
-import json
 import os
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from storage.errors import DatasetError, ParameterError
-from storage.files import open_atomic, sha256_file
+from storage.files import open_atomic
 from storage.manifest import read_manifest
 from storage.png import decode_png, encode_png
 from storage.shards import Sample, read_shard, write_shard
@@ -28,9 +26,6 @@ from tasks.method.paper import PaperParameters, PaperProfile
 from tasks.method.perturbation import Features, FeatureSpacePerturbation, FspParameters, build_library
 from tasks.method.profiles import LeftOut, Profile
 from tasks.method.seal import DataKey
-
-METHOD_VERSION = 1
-"""Raised whenever the same inputs would give other protected bytes, so that no older work in progress is reused."""
 
 
 @dataclass(frozen=True)
@@ -65,20 +60,6 @@ class ProtectJob:
     library: Path
     parameters: ProtectParameters
     device: str = "cpu"
-
-    def digest(self, key_id: str) -> str:
-        """SHA-256 (hex) over all that decides the bytes of a shard, but for the shard itself."""
-        facts = {
-            "method": METHOD_VERSION,
-            "dataset": self.dataset,
-            "split": self.split,
-            "surrogate": sha256_file(self.surrogate),
-            "library": sha256_file(self.library),
-            "parameters": asdict(self.parameters),
-            "key": key_id,
-            "device": self.device,
-        }
-        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass

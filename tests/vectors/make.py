@@ -45,7 +45,12 @@ def main() -> None:
         assert isinstance(recovered, np.ndarray)
         folder = FOLDER / name
         folder.mkdir(parents=True, exist_ok=True)
-        for what, image in (("clean", clean), ("perturbed", wanted), ("protected", protected[0]), ("recovered", recovered)):
+        for what, image in (
+            ("clean", clean),
+            ("perturbed", wanted),
+            ("protected", protected[0]),
+            ("recovered", recovered),
+        ):
             (folder / f"{what}.png").write_bytes(encode_png(image))
         facts = {
             "secret": SECRET.hex(),

@@ -95,7 +95,9 @@ def test_payloads_can_not_be_moved_between_images() -> None:
 
 
 def test_a_mixed_batch_is_served_one_by_one() -> None:
-    good = [protect(make("photo", 32, 32, s), p)[1] for s, p in enumerate([PaperParameters(), PaperParameters(4, 4, 8, 1)])]
+    good = [
+        protect(make("photo", 32, 32, s), p)[1] for s, p in enumerate([PaperParameters(), PaperParameters(4, 4, 8, 1)])
+    ]
     foreign_key = DataKey(bytes(32), "other")
     profile, clean = PaperProfile(), make("photo", 32, 32, 9)
     fitted = [f for f in profile.fit(clean[None], perturb(clean, 1)[None]) if isinstance(f, Fitted)]

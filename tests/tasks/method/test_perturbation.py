@@ -16,7 +16,9 @@ SEED = bytes(range(16))
 @pytest.fixture(scope="module")
 def features():  # type: ignore[no-untyped-def]
     torch.manual_seed(0)
-    net = torch.nn.Sequential(torch.nn.Conv2d(3, 16, 3, 2), torch.nn.ReLU(), torch.nn.Conv2d(16, 24, 3, 2), torch.nn.ReLU())
+    net = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 16, 3, 2), torch.nn.ReLU(), torch.nn.Conv2d(16, 24, 3, 2), torch.nn.ReLU()
+    )
     net.eval().requires_grad_(False)
     return lambda x: net(x).mean((2, 3))
 
@@ -31,7 +33,7 @@ IDS = [bytes([i]) * 8 for i in range(30)]
 
 
 def build(features, images, **parameters):  # type: ignore[no-untyped-def]
-    library = build_library(features, [list(images[LABELS == c]) for c in range(5)], 4, "cpu")
+    library = build_library(features, [list(images[c == LABELS]) for c in range(5)], 4, "cpu")
     return FeatureSpacePerturbation(features, library, FspParameters(**parameters), SEED)
 
 
@@ -43,7 +45,9 @@ def test_bound_and_direction(features, images, targets: str) -> None:  # type: i
     assert np.abs(perturbed.astype(int) - images).max() <= np.ceil(0.07 * 255)
     assert (perturbed != images).mean() > 0.5
     if targets == "permuted-mean":
-        goal = torch.from_numpy(build_library(features, [list(images[LABELS == c]) for c in range(5)], 4, "cpu")).mean(1)
+        goal = torch.from_numpy(build_library(features, [list(images[c == LABELS]) for c in range(5)], 4, "cpu")).mean(
+            1
+        )
         goal = goal[fsp.target_class[LABELS]]
         as_input = lambda a: torch.from_numpy(a).permute(0, 3, 1, 2).float() / 255  # noqa: E731
         before = (features(as_input(images)) - goal).norm(dim=1)

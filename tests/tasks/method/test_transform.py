@@ -14,7 +14,9 @@ PARAMETERS = st.tuples(
 )
 
 
-def there_and_back(clean: NDArray[np.uint8], wanted: NDArray[np.uint8], b: int, bits: int, step: int, planes: int, pairing: int):  # fmt: skip
+def there_and_back(  # type: ignore[no-untyped-def]
+    clean: NDArray[np.uint8], wanted: NDArray[np.uint8], b: int, bits: int, step: int, planes: int, pairing: int
+):
     look, back = np.empty_like(clean), np.empty_like(clean)
     used, *parts = transform.transform(clean, wanted, b, 1 << bits, step, planes, pairing, look)
     code = np.zeros(40_000, np.uint8)
