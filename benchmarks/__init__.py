@@ -1,0 +1,1 @@
+"""Benchmarks: what is fast, against what. `python -m benchmarks.bench_method`."""

@@ -1,0 +1,29 @@
+"""The digest that DVC gives to a folder, so that MLflow and DVC call the same data by the same name."""
+
+import hashlib
+import json
+from pathlib import Path
+
+from storage.errors import DatasetError
+
+
+def dvc_digest(folder: Path) -> str:
+    """MD5 of a folder as `dvc.lock` and the DVC cache name it: 32 hex digits and ".dir", 36 characters.
+
+    MD5 is a name here, no protection; a variant's own manifest holds SHA-256.
+
+    Raises:
+        DatasetError: there is no such folder.
+    """
+    if not folder.is_dir():
+        raise DatasetError(f"The folder {folder} does not exist.", "Run the stage that builds it: dvc repro.")
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    entries = [{"md5": _md5(path), "relpath": path.relative_to(folder).as_posix()} for path in files]
+    entries.sort(key=lambda entry: tuple(entry["relpath"].split("/")))
+    text = json.dumps(entries, sort_keys=True)
+    return hashlib.md5(text.encode(), usedforsecurity=False).hexdigest() + ".dir"
+
+
+def _md5(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
