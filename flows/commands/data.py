@@ -1,0 +1,88 @@
+"""`dmcp data`: from a data set, or from one's own folder, to clean variants."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from flows import console
+from flows.commands import common
+
+if TYPE_CHECKING:
+    from tasks.download import DownloadReport
+
+app = typer.Typer(no_args_is_help=True, help="Get data sets as clean variants (owner).")
+
+
+def register(root: typer.Typer) -> None:
+    """Add the group to the command tree."""
+    root.add_typer(app, name="data", rich_help_panel="Owner")
+
+
+@app.command()
+def get(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A name of `dmcp data list`, or of params.yaml.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="A folder; clean/ and test/ are made in it.")],
+    path: Annotated[Path | None, typer.Option(help="imagefolder: the folder of class folders.")] = None,
+    dataset: Annotated[str | None, typer.Option(help="The name the variants carry; default: NAME.")] = None,
+    sets: common.Set = None,
+) -> None:
+    """Build the clean variants of a data set: OUT/clean (what is protected later) and OUT/test (what never is).
+
+    One's own images: dmcp data get imagefolder OUT --path FOLDER --dataset NAME, where FOLDER has a folder of PNG or
+    JPEG files for each class.
+    """
+    report = _download(name, out, _parameters(name, path, common.parse_sets(sets)), dataset)
+    clean = console.shown(out / "clean")
+    console.finished(
+        f"Built {report.dataset} from {report.origin}: {report.train_images:,} images to protect and "
+        f"{report.test_images:,} to test with, {len(report.classes)} classes, in {report.seconds:.0f} s.",
+        [
+            ("clean", f"{clean}  ({console.size(report.train_bytes)})"),
+            ("test", f"{console.shown(out / 'test')}  ({console.size(report.test_bytes)})"),
+        ],
+        [
+            f"dmcp key create {report.dataset}",
+            f"dmcp protect {clean} {console.shown(out / 'protected')}",
+        ],
+    )
+
+
+def _parameters(name: str, path: Path | None, extra: dict[str, Any]) -> dict[str, Any]:
+    """The loader's parameters: those of params.yaml where it knows the name, then the options."""
+    from tasks.params import PARAMS_FILE, deep_merge, known_datasets, load_params
+
+    known: dict[str, Any] = {}
+    if PARAMS_FILE.exists() and name in known_datasets():
+        known = load_params(name).download.model_dump(exclude_none=True)
+    if path is not None:
+        extra = {**extra, "path": str(path)}
+    return deep_merge(known, extra)
+
+
+def _download(name: str, out: Path, parameters: dict[str, Any], dataset: str | None) -> DownloadReport:
+    from storage.settings import settings
+    from tasks.download import download_dataset
+
+    loader = str(parameters.pop("source", name))
+    with console.progress(f"Building {dataset or name}") as progress:
+        return download_dataset(
+            loader, parameters, out / "clean", out / "test", settings().mirror, progress, dataset or name
+        )
+
+
+@app.command(name="list")
+def list_datasets() -> None:
+    """List the data sets there are."""
+    from tasks import datasets
+
+    text = datasets.__doc__ or ""
+    described = [
+        line.split(None, 1)
+        for line in text.splitlines()
+        if line.split(None, 1)[:1] and line.split()[0] in datasets.NAMES
+    ]
+    console.table(("name", "what it is"), described)
+    console.say("Next: dmcp data get NAME OUT")

@@ -1,0 +1,116 @@
+"""`dmcp protect`: one variant folder becomes a protected one, without the rest of the pipeline."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from flows import console
+from flows.commands import common
+
+if TYPE_CHECKING:
+    from tasks.params import SurrogateParams
+
+
+def register(root: typer.Typer) -> None:
+    """Add the command to the command tree."""
+    root.command(rich_help_panel="Owner")(protect)
+
+
+def protect(
+    clean: Annotated[Path, typer.Argument(metavar="CLEAN", help="A clean variant: shards with manifest.json.")],
+    protected: Annotated[Path, typer.Argument(metavar="PROTECTED", help="The folder to make.")],
+    surrogate: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A surrogate, model.pt; without one, one is trained on CLEAN.")
+    ] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="The data set: its key and its entry in params.yaml. Default: the manifest's.")
+    ] = None,
+    sets: common.Set = None,
+) -> None:
+    """Protect a variant under the data set's newest key. Images that nothing fits are left out and reported.
+
+    Parameters are those of params.yaml; --set changes them, as in --set transform.block=4 (or, for the network that is
+    trained first, --set surrogate.epochs=3).
+    """
+    from flows.protect import run_protect
+    from flows.services import prefect_server
+    from storage.files import write_atomic
+    from storage.keys import open_vault
+    from storage.settings import settings
+
+    name = _dataset(clean, dataset)
+    values = common.parse_sets(sets)
+    over = {"surrogate": values.pop("surrogate", {}), "protect": values}
+    params = common.params_for(name, over)
+    key_id = open_vault(settings()).current(name).key_id
+    model = surrogate or _surrogate(clean, params.surrogate)
+    with prefect_server():
+        metrics = run_protect(clean, protected, model, params.protect, key_id)
+    report = protected.with_name(f"{protected.name}.report.json")
+    write_atomic(report, json.dumps(metrics, indent=2).encode() + b"\n")
+    _tell(name, protected, report, metrics)
+
+
+def _dataset(clean: Path, wanted: str | None) -> str:
+    """The data set's name, the manifest's.
+
+    Raises:
+        CorruptManifest: no variant; the cure for a folder of images is in the message.
+        UsageError: another name is wanted than the variant has.
+    """
+    from storage.errors import CorruptManifest, UsageError
+    from storage.manifest import MANIFEST_NAME, read_manifest
+
+    if clean.is_dir() and not (clean / MANIFEST_NAME).exists():
+        raise CorruptManifest(
+            f"{clean} is no variant: it has no {MANIFEST_NAME}.",
+            f"If it is a folder of class folders: dmcp data get imagefolder OUT --path {clean} --dataset NAME",
+        )
+    name = read_manifest(clean).dataset
+    if wanted not in (None, name):
+        raise UsageError(
+            f"{clean} holds the data set {name}, not {wanted}.",
+            f"Leave --dataset out, or build the variant under that name: dmcp data get ... --dataset {wanted}",
+        )
+    return name
+
+
+def _surrogate(clean: Path, section: SurrogateParams) -> Path:
+    """A surrogate trained on this variant with these parameters; one that was trained before is used again."""
+    import hashlib
+
+    from storage.files import sha256_file
+    from storage.manifest import MANIFEST_NAME
+    from storage.settings import settings
+    from tasks.surrogate import train_surrogate
+
+    facts = sha256_file(clean / MANIFEST_NAME) + section.model_dump_json()
+    folder = settings().home_path("work", "surrogates", hashlib.sha256(facts.encode()).hexdigest()[:16])
+    if (folder / "model.pt").exists():
+        console.note(f"The surrogate trained before on {console.shown(clean)} is used again.")
+        return folder / "model.pt"
+    beside = clean.resolve().parent / "test"
+    test = beside if (beside / MANIFEST_NAME).exists() else clean
+    with console.progress(f"No surrogate is given: training {section.architecture} on {console.shown(clean)}") as bars:
+        metrics = train_surrogate(clean, test, folder, section, device=settings().device, progress=bars)
+    console.note(f"Surrogate: {metrics['test_accuracy']:.1%} of {metrics['n_test']:,} images right; it stays private.")
+    return folder / "model.pt"
+
+
+def _tell(name: str, protected: Path, report: Path, metrics: dict[str, Any]) -> None:
+    """What was protected, and what was left out and why."""
+    if metrics["left_out"]:
+        reasons = Counter(entry["reason"] for entry in metrics["left_out"])
+        console.table(("left out", "reason"), [(count, reason) for reason, count in reasons.most_common()])
+    folder = console.shown(protected)
+    console.finished(
+        f"Protected {metrics['protected']:,} of {metrics['images']:,} images of {name} under the key "
+        f"{metrics['key_id']} in {metrics['wall_seconds']:.0f} s.",
+        [("protected", folder), ("report", console.shown(report))],
+        [f"dmcp publish {folder}", f"dmcp inspect IMAGE.png (dmcp export {folder} OUT --as imagefolder gives images)"],
+    )

@@ -1,0 +1,87 @@
+"""The deployments of prefect.yaml on a Prefect server, and who serves them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+from typing import Any
+
+from flows import daemons
+from flows.environment import PROJECT, service_environment
+from storage.errors import ServiceError
+from storage.files import write_atomic
+from storage.settings import Settings
+
+POOL = "dmcp"
+RESTORE = "restore/restore"  # FLOW/DEPLOYMENT that serves requests
+DEPLOY_SECONDS = 300.0
+ANSWER_SECONDS = 5.0
+
+
+def live_api(settings: Settings) -> str | None:
+    """The Prefect API to talk to: PREFECT_API_URL, else the local server's when it lives."""
+    elsewhere = os.environ.get("PREFECT_API_URL")
+    if elsewhere:
+        return elsewhere
+    daemon = daemons.find(settings.home_path(), "prefect")
+    return f"{daemon.address}/api" if daemon else None
+
+
+def live_workers(api: str) -> int:
+    """How many workers of our pool sent a heartbeat lately; 0 as well when the server does not answer."""
+    answer = call("POST", f"{api}/work_pools/{POOL}/workers/filter", {"workers": {}})
+    return sum(worker.get("status") == "ONLINE" for worker in answer or [])
+
+
+def call(method: str, url: str, body: Any = None) -> Any:
+    """A JSON answer, True for an empty one, None when there was none or it was an error."""
+    import httpx
+
+    try:
+        answer = httpx.request(method, url, json=body, timeout=ANSWER_SECONDS, trust_env=False)
+        answer.raise_for_status()
+        return answer.json() if answer.content else True
+    except (httpx.HTTPError, ValueError):
+        return None
+
+
+def make_pool(api: str) -> None:
+    """Make the work pool where it is missing. Raises ServiceError when Prefect does not."""
+    if call("GET", f"{api}/work_pools/{POOL}") is not None:
+        return
+    if call("POST", f"{api}/work_pools/", {"name": POOL, "type": "process"}) is None:
+        raise ServiceError(f"The Prefect server at {api} did not make the work pool {POOL}.", "See `dmcp status`.")
+
+
+def deploy(settings: Settings, api: str) -> None:
+    """Make the deployments of prefect.yaml, unless this very file was deployed to this server before.
+
+    Raises:
+        ServiceError: Prefect refused; its own words are in the message.
+    """
+    mark = settings.home_path("run", "deployed")
+    digest = hashlib.sha256(api.encode() + (PROJECT / "prefect.yaml").read_bytes()).hexdigest()
+    known = call("GET", f"{api}/deployments/name/{RESTORE}") is not None
+    if known and mark.exists() and mark.read_text() == digest:
+        return
+    run_prefect(settings, api, "deploy", "--all", "--prefect-file", "prefect.yaml")
+    write_atomic(mark, digest.encode())
+
+
+def run_prefect(settings: Settings, api: str, *arguments: str) -> None:
+    """Run a command of Prefect's own against a server. Raises ServiceError with its last words."""
+    command = [sys.executable, "-m", "prefect", "--no-prompt", *arguments]
+    environment = service_environment(settings) | {"PREFECT_API_URL": api}
+    try:
+        done = subprocess.run(
+            command, env=environment, cwd=PROJECT, capture_output=True, text=True, timeout=DEPLOY_SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired as error:
+        raise ServiceError(f"prefect {arguments[0]} took over {DEPLOY_SECONDS:.0f} s.", "Try again.") from error
+    log = settings.home_path("logs", f"prefect-{arguments[0]}.log")
+    write_atomic(log, (done.stdout + done.stderr).encode())
+    if done.returncode != 0:
+        lines = "\n  | ".join((done.stdout + done.stderr).strip().splitlines()[-12:])
+        raise ServiceError(f"prefect {arguments[0]} failed:\n  | {lines}", f"Its whole output: {log}")

@@ -1,0 +1,90 @@
+"""Prefect as this project uses it. Flow modules import `flow` and `task` from here, never from Prefect.
+
+Prefect reads its settings when it is imported, so what must hold everywhere (state below HOME, nothing calls out) is
+put into the environment first. Tasks are shard-sized; they get paths and digests, never arrays or keys. Prefect keeps
+none of their results and caches nothing: DVC knows what depends on what, and Prefect's cache does not see nested code.
+"""
+
+import os
+from collections.abc import Callable, Iterable
+from itertools import islice
+from typing import Any, ParamSpec, TypeVar
+
+from flows.stack import quiet_environment
+from storage.errors import SettingsError
+from storage.settings import settings
+
+for _name, _value in quiet_environment(settings()).items():
+    os.environ.setdefault(_name, _value)
+settings().home_path("prefect").mkdir(parents=True, exist_ok=True)
+# The console shows our own messages; Prefect's, with their tracebacks, go to its server.
+os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+# Threads that wait must not spin: shards, training and servers share the cores.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import prefect  # noqa: E402
+from prefect.cache_policies import NO_CACHE  # noqa: E402
+from prefect.futures import as_completed  # noqa: E402
+from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner  # noqa: E402
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def flow(name: str) -> Callable[[Callable[P, R]], prefect.Flow[P, R]]:
+    """`prefect.flow`: its result stays in the process, and what failed for a reason of ours is not tried again."""
+    return prefect.flow(name=name, persist_result=False, retries=0)
+
+
+def task(name: str, run_name: str | None = None) -> Callable[[Callable[P, R]], prefect.Task[P, R]]:
+    """`prefect.task`, likewise, and never cached; `run_name` may use the parameters: "protect {shard}"."""
+    return prefect.task(
+        name=name, task_run_name=run_name or name, persist_result=False, retries=0, cache_policy=NO_CACHE
+    )
+
+
+def task_runner() -> TaskRunner[Any]:
+    """The runner that DMCP_RUNNER names, for `settings().workers` shards at once.
+
+    Raises:
+        SettingsError: its package is not installed.
+    """
+    kind, workers = settings().runner, settings().workers
+    if kind == "threads":
+        return ThreadPoolTaskRunner(max_workers=workers)
+    if kind == "processes":
+        from prefect.task_runners import ProcessPoolTaskRunner
+
+        return ProcessPoolTaskRunner(max_workers=workers)
+    try:
+        if kind == "dask":
+            from prefect_dask import DaskTaskRunner
+
+            return DaskTaskRunner(cluster_kwargs={"n_workers": workers, "threads_per_worker": 1})
+        from prefect_ray import RayTaskRunner
+
+        return RayTaskRunner(init_kwargs={"num_cpus": workers})
+    except ImportError as error:
+        raise SettingsError(
+            f"DMCP_RUNNER is {kind}, which is not installed.", f"uv pip install prefect-{kind}, or unset DMCP_RUNNER."
+        ) from error
+
+
+def over_shards(work: prefect.Task[..., R], jobs: Iterable[tuple[Any, ...]], finished: Callable[[R], None]) -> None:
+    """Run a task for each job, a bounded number at a time; the first failure starts no more and is raised.
+
+    Args:
+        work: a Prefect task, called with the members of a job by the running flow's task runner.
+        jobs: arguments of each call; paths and digests.
+        finished: told each result as it comes, in no particular order.
+    """
+    waiting = iter(jobs)
+    running: list[Any] = []
+    window = settings().workers + 1
+    while True:
+        running += [work.submit(*job) for job in islice(waiting, window - len(running))]
+        if not running:
+            return
+        done = next(iter(as_completed(running)))
+        running.remove(done)
+        finished(done.result())

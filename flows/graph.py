@@ -1,0 +1,113 @@
+"""The graph of stages, which is DVC's: selecting a data set, the stages in order, running one of them.
+
+`selection.yaml` (not in git) names the data set that dvc.yaml's stages are made for, because DVC's templates read files
+and no environment variables. dvc.lock keeps the stages of every data set side by side, so going back reruns nothing.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from flows.stage import FAILURE_NOTE
+from storage.errors import DmcpError, ServiceError
+from storage.files import write_atomic
+from tasks.params import load_params
+
+SELECTION = Path("selection.yaml")
+_HEADER = """\
+# Which data set the stages of dvc.yaml are made for. Written by `make run DATASET=...` and `dmcp run --dataset ...`;
+# the seeds are those of params.yaml.
+"""
+
+
+def select_dataset(name: str) -> None:
+    """Make the stages of this data set the ones that DVC sees from now on.
+
+    Raises:
+        ParameterError: params.yaml knows no such data set, or one of its parameters can not be used.
+    """
+    seeds = load_params(name).seeds
+    text = _HEADER + yaml.safe_dump({"dataset": name, "seeds": seeds}, sort_keys=False)
+    if not SELECTION.exists() or SELECTION.read_text(encoding="utf-8") != text:
+        write_atomic(SELECTION, text.encode())
+
+
+def stages() -> list[str]:
+    """Addresses of the selected data set's stages, each after all that it depends on.
+
+    Raises:
+        ServiceError: DVC can not read the graph.
+    """
+    import networkx as nx
+
+    with _repo() as repo:
+        graph = repo.index.graph
+        order = nx.lexicographical_topological_sort(graph.reverse(), key=lambda stage: stage.addressing)
+        return [stage.addressing for stage in order]
+
+
+def is_current(stage: str) -> bool:
+    """Whether DVC would skip this stage: command, dependencies, parameters and outputs are as dvc.lock says."""
+    with _repo() as repo:
+        return not repo.status(targets=[stage], with_deps=False)
+
+
+def run_stage(stage: str) -> None:
+    """Run one stage by DVC, whatever the stages before it say; its output goes where ours goes.
+
+    Raises:
+        DmcpError: it failed; with the stage's own message and exit code where it left them (`flows/stage.py`).
+    """
+    with tempfile.TemporaryDirectory(prefix="dmcp-") as folder:
+        note = Path(folder, "failure.json")
+        command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", stage]
+        code = subprocess.run(command, env=environment() | {FAILURE_NOTE: str(note)}, check=False).returncode
+        if code != 0:
+            raise _failure(stage, note)
+
+
+def _failure(stage: str, note: Path) -> DmcpError:
+    try:
+        said = json.loads(note.read_text())
+    except FileNotFoundError:
+        return DmcpError(f"The stage {stage} failed; what it said stands above.", "Run the same again: it resumes.")
+    error = DmcpError(f"{stage}: {said['what']}", said["cure"])
+    error.exit_code = said["exit_code"]
+    return error
+
+
+def push() -> bool:
+    """Send what DVC tracks to its default remote (which is private); whether there is one.
+
+    Raises:
+        ServiceError: it was refused or out of reach.
+    """
+    with _repo() as repo:
+        if not repo.config["core"].get("remote"):
+            return False
+    command = [sys.executable, "-m", "dvc", "--wait-for-lock", "push"]
+    if subprocess.run(command, env=environment(), check=False).returncode != 0:
+        raise ServiceError("dvc push failed; what it said stands above.", "Correct the remote: dvc remote list.")
+    return True
+
+
+def environment() -> dict[str, str]:
+    """The environment of DVC: ours, with this interpreter first, so that `python` in dvc.yaml is this one."""
+    folder = str(Path(sys.executable).parent)
+    return os.environ | {"PATH": os.pathsep.join([folder, os.environ.get("PATH", "")]), "DVC_NO_ANALYTICS": "1"}
+
+
+def _repo() -> Any:
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
+    try:
+        return Repo()
+    except DvcException as error:
+        raise ServiceError(f"DVC can not be used here: {error}.", "Run `make setup` here.") from error

@@ -1,0 +1,76 @@
+"""The scheduled flow: DVC's stages in DVC's order, then push, publish, and a round trip as a user would make it.
+
+DVC decides what has to run; each stage that has is one Prefect task here and one flow of its own below it. `dmcp run`
+and `make run` run this in their own process, the deployment `pipeline` runs it every night.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from flows import access, graph
+from flows.console import note
+from flows.engine import flow, task
+from flows.publish import publish_folder
+from flows.roundtrip import round_trip
+from flows.services import object_store
+from flows.stage import stage_main
+from storage.errors import WorkspaceBusy
+from storage.settings import settings
+
+
+@flow("pipeline")
+def pipeline(dataset: str = "sample") -> dict[str, Any]:
+    """Bring one data set up to date: all stages, the private remote, the published version.
+
+    Returns:
+        `ran`, the stages that DVC ran; `version`, what was published; `pushed`, whether there is a remote.
+
+    Raises:
+        WorkspaceBusy: another pipeline runs in this workspace.
+        DmcpError: a stage failed, with its own message and exit code.
+    """
+    with workspace(), object_store():
+        graph.select_dataset(dataset)
+        access.prepare(dataset)
+        ran = [stage for stage in graph.stages() if bring_up_to_date(stage)]
+        pushed = push()
+        published = publish_folder(str(settings().data_path(dataset, "protected")), dataset)
+        round_trip(dataset, published["id"])
+    return {"ran": ran, "version": published["id"], "pushed": pushed}
+
+
+@task("stage", "{stage}")
+def bring_up_to_date(stage: str) -> bool:
+    """Have DVC run a stage if anything it depends on changed; whether it did."""
+    if graph.is_current(stage):
+        note(f"{stage}: unchanged")
+        return False
+    graph.run_stage(stage)
+    return True
+
+
+@task("push")
+def push() -> bool:
+    """Send clean and recovered data to DVC's private remote, where one is set; whether one is."""
+    return graph.push()
+
+
+@contextmanager
+def workspace() -> Iterator[None]:
+    """One pipeline at a time in one workspace."""
+    path = settings().home_path("run", "pipeline.lock")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(path, timeout=0):
+            yield
+    except Timeout:
+        raise WorkspaceBusy(
+            "Another pipeline runs in this workspace.", "Wait for it, or use a clone of your own."
+        ) from None
+
+
+if __name__ == "__main__":
+    stage_main(pipeline)

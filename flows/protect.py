@@ -1,0 +1,153 @@
+"""Stage `protect`: the clean variant becomes the protected one, shard by shard, side by side.
+
+A shard is always computed by one thread, so the bytes do not depend on how many run at once; a killed run goes on with
+the shards that were not finished (`flows/work.py`).
+"""
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from flows.access import current_key_id, data_key
+from flows.console import note
+from flows.engine import flow, over_shards, task, task_runner
+from flows.meter import meter
+from flows.stage import stage_main
+from flows.work import Slot, Work, code_digest, place, read_job, work_for
+from storage.files import replace_directory, sha256_file, write_atomic
+from storage.manifest import MANIFEST_NAME, Manifest, read_manifest, write_manifest
+from storage.settings import settings
+from storage.shards import ShardInfo, describe_shard
+from tasks.learning.device import resolve_device
+from tasks.method.paper import PaperParameters
+from tasks.method.perturbation import FspParameters
+from tasks.params import ProtectParams, load_params
+from tasks.protect import ProtectJob, ProtectParameters, ShardReport, prepare_library, protect_shard, summarise
+
+CODE = ("tasks/method", "tasks/protect.py", "tasks/learning", "storage/png.py", "storage/shards.py")
+
+
+def protect(dataset: str) -> None:
+    """Protect data/DATASET/clean as data/DATASET/protected and write metrics/protect.json."""
+    folder = settings().data_path(dataset)
+    metrics = run_protect(
+        folder / "clean",
+        folder / "protected",
+        folder / "surrogate" / "model.pt",
+        load_params(dataset).protect,
+        current_key_id(dataset),
+    )
+    write_atomic(folder / "metrics" / "protect.json", json.dumps(metrics, indent=2).encode() + b"\n")
+
+
+def run_protect(clean: Path, out: Path, surrogate: Path, params: ProtectParams, key_id: str) -> dict[str, Any]:
+    """Protect a variant; the flow `protect`, with the task runner of the settings.
+
+    Args:
+        clean: the variant to protect; every image needs a label.
+        out: the protected variant; appears whole.
+        surrogate: model.pt of the surrogate.
+        params: the method's parameters.
+        key_id: which key of the vault seals.
+
+    Returns:
+        what `metrics/protect.json` holds.
+
+    Raises:
+        UnknownKey, VaultLocked: the vault does not give the key.
+        CorruptManifest, CorruptShard, UnsupportedImage, DatasetError: the variant can not be read.
+        ParameterError: the parameters do not fit together, or not to the variant.
+    """
+    run = protect_variant.with_options(task_runner=task_runner())
+    return run(str(clean), str(out), str(surrogate), params.model_dump(), key_id)
+
+
+@flow("protect")
+def protect_variant(clean: str, out: str, surrogate: str, parameters: dict[str, Any], key_id: str) -> dict[str, Any]:
+    """Protect all shards of a variant; only paths, parameters and the key's public id travel."""
+    started = time.monotonic()
+    source, target = Path(clean), Path(out)
+    manifest = read_manifest(source)
+    data_key(key_id)  # before anything is computed: is the key there?
+    work = _prepare(source, manifest, Path(surrogate), parameters, key_id)
+    reports: dict[str, ShardReport] = {}
+    with meter("protect", len(manifest.shards), manifest.samples) as progress:
+
+        def finished(result: dict[str, Any]) -> None:
+            reports[result["report"]["shard"]] = ShardReport(**result["report"])
+            progress.advance(result["report"]["images"], result["reused"])
+
+        over_shards(protect_one, ((s.name, s.sha256, str(work.folder)) for s in manifest.shards), finished)
+    with replace_directory(target, MANIFEST_NAME) as folder:
+        shards = [_placed(work.slot(shard.sha256), folder / shard.name) for shard in manifest.shards]
+        write_manifest(folder, manifest.model_copy(update={"shards": shards}))
+    work.keep_only_this()
+    metrics = summarise([reports[shard.name] for shard in manifest.shards])
+    metrics |= {"wall_seconds": round(time.monotonic() - started, 3), "workers": settings().workers, "key_id": key_id}
+    note(f"Protected {metrics['protected']:,} of {metrics['images']:,} images in {metrics['wall_seconds']:.0f} s.")
+    return metrics
+
+
+def _prepare(clean: Path, manifest: Manifest, surrogate: Path, parameters: Mapping[str, Any], key_id: str) -> Work:
+    """Where the shards are built, with what they all share: the job, and the library of targets."""
+    device = resolve_device(settings().device).type
+    facts = {
+        "clean": sha256_file(clean / MANIFEST_NAME),
+        "surrogate": sha256_file(surrogate),
+        "parameters": parameters,
+        "key": key_id,
+        "device": device,
+        "code": code_digest(*CODE),
+    }
+    work = work_for("protect", manifest.dataset, facts)
+    wanted = method_parameters(parameters)
+    library = work.folder / "library.npy"
+    if not library.exists():
+        prepare_library(clean, surrogate, library, wanted, device)
+    paths = {"clean": clean.resolve(), "surrogate": surrogate.resolve(), "library": library}
+    work.write_job(facts | paths | {"dataset": manifest.dataset, "split": manifest.split})
+    return work
+
+
+def method_parameters(section: Mapping[str, Any]) -> ProtectParameters:
+    """The `protect` section as the method takes it. Raises ParameterError when values do not fit together."""
+    return ProtectParameters(
+        profile=section["profile"],
+        layer=section["layer"],
+        perturbation=FspParameters(**section["perturbation"]),
+        transform=PaperParameters(**section["transform"]),
+    )
+
+
+@task("protect shard", "protect {name}")
+def protect_one(name: str, sha256: str, work: str) -> dict[str, Any]:
+    """Protect one shard, unless an earlier run did. The key is taken from the vault here and goes nowhere else."""
+    slot = Work(Path(work)).slot(sha256)
+    report = slot.finished()
+    if report is not None:
+        return {"report": report, "reused": True}
+    shared = read_job(work)
+    job = ProtectJob(
+        shared["dataset"],
+        shared["split"],
+        Path(shared["surrogate"]),
+        Path(shared["library"]),
+        method_parameters(shared["parameters"]),
+        shared["device"],
+    )
+    made = asdict(protect_shard(Path(shared["clean"], name), slot.shard, job, data_key(shared["key"])))
+    made["shard"] = name
+    slot.finish(made)
+    return {"report": made, "reused": False}
+
+
+def _placed(slot: Slot, target: Path) -> ShardInfo:
+    place(slot.shard, target)
+    return describe_shard(target)
+
+
+if __name__ == "__main__":
+    stage_main(protect)

@@ -1,0 +1,35 @@
+"""Stage `surrogate`: the network whose features the perturbation aims at."""
+
+from flows.console import note, progress
+from flows.engine import flow, task
+from flows.stage import stage_main
+from storage.settings import settings
+from tasks.params import load_params
+
+
+@task("train surrogate")
+def train_network(dataset: str) -> None:
+    """Train on the clean variant; a killed training goes on after its last whole epoch."""
+    from tasks.surrogate import train_surrogate
+
+    folder = settings().data_path(dataset)
+    with progress(f"Training the surrogate of {dataset}") as bars:
+        metrics = train_surrogate(
+            folder / "clean",
+            folder / "test",
+            folder / "surrogate",
+            load_params(dataset).surrogate,
+            device=settings().device,
+            progress=bars,
+        )
+    note(f"Surrogate: {metrics['test_accuracy']:.1%} of test images right after {metrics['seconds']:.0f} s")
+
+
+@flow("surrogate")
+def surrogate(dataset: str) -> None:
+    """Write data/DATASET/surrogate/model.pt. It is the owner's: never published."""
+    train_network(dataset)
+
+
+if __name__ == "__main__":
+    stage_main(surrogate)

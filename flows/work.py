@@ -1,0 +1,108 @@
+"""Shards in progress: finished ones survive a killed run.
+
+DVC deletes a stage's outputs before it runs, so shards are built below HOME/work/STAGE/NAME/DIGEST/ and linked into the
+output when all are there. DIGEST covers everything that decides their bytes (parameters, key id, surrogate, the code
+itself) and each shard's folder is named by the digest of its input, so what is found there is what would be computed.
+One DIGEST is kept for each stage and name: the last.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from storage.files import write_atomic
+from storage.settings import settings
+
+_PROJECT = Path(__file__).resolve().parent.parent
+_REPORT = "report.json"
+_JOB = "job.json"
+
+
+@dataclass(frozen=True)
+class Work:
+    """Where the shards of one run of one stage are built."""
+
+    folder: Path
+
+    def slot(self, shard_sha256: str, name: str = "shard.tar") -> "Slot":
+        """Where the result of this input shard is built, and what it is called there."""
+        return Slot(self.folder / shard_sha256, name)
+
+    def write_job(self, job: Mapping[str, Any]) -> str:
+        """Leave what all shards share for the tasks, which are given this folder's path only; returns that path."""
+        write_atomic(self.folder / _JOB, json.dumps(job, default=str).encode())
+        return str(self.folder)
+
+    def keep_only_this(self) -> None:
+        """Remove what other parameters or older code left of the same stage and name."""
+        for other in self.folder.parent.iterdir():
+            if other != self.folder:
+                shutil.rmtree(other, ignore_errors=True)
+
+    def discard(self) -> None:
+        """Remove this one too."""
+        shutil.rmtree(self.folder.parent, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One shard in progress: the result, and a report that is written last and so says that the result is whole."""
+
+    folder: Path
+    name: str
+
+    @property
+    def shard(self) -> Path:
+        """The result."""
+        return self.folder / self.name
+
+    def finished(self) -> dict[str, Any] | None:
+        """The report of a result that is whole, else None."""
+        try:
+            report = json.loads((self.folder / _REPORT).read_text())
+        except (FileNotFoundError, ValueError):
+            return None
+        return report if isinstance(report, dict) and self.shard.exists() else None
+
+    def finish(self, report: Mapping[str, Any]) -> None:
+        """Say that the result is whole."""
+        write_atomic(self.folder / _REPORT, json.dumps(report).encode())
+
+
+def work_for(stage: str, name: str, facts: Mapping[str, Any]) -> Work:
+    """The work folder of a stage; `facts` are all that decides the results but for the input shards."""
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
+    folder = settings().home_path("work", stage, name, digest[:32])
+    folder.mkdir(parents=True, exist_ok=True)
+    return Work(folder)
+
+
+def read_job(folder: str) -> Any:
+    """What `write_job` left."""
+    return json.loads(Path(folder, _JOB).read_bytes())
+
+
+def code_digest(*paths: str) -> str:
+    """SHA-256 over the Python files at or below these paths of the project: whoever changes them starts afresh."""
+    digest = hashlib.sha256()
+    for path in _sources(paths):
+        digest.update(f"{path.relative_to(_PROJECT)}\0".encode() + path.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+def _sources(paths: Iterable[str]) -> list[Path]:
+    found = [_PROJECT / path for path in paths]
+    return sorted({file for path in found for file in (path.rglob("*.py") if path.is_dir() else [path])})
+
+
+def place(source: Path, target: Path) -> None:
+    """Give a finished file its name in the output: a hard link, or a copy where links are not possible."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)

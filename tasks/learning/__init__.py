@@ -1,0 +1,5 @@
+"""Networks and how they are trained: pure, no files, no services.
+
+`models` builds networks, `recipes` says how they are trained, `training` trains them, `evaluation` measures them,
+`fitting` and `convolution` make that fast for small images without changing a result by more than rounding.
+"""

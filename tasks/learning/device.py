@@ -1,0 +1,101 @@
+"""Where and how exactly networks compute: device, number format, threads.
+
+The CPU computes convolutions in bfloat16 (under autocast, weights stay float32) where the processor has instructions
+for it, the GPU likewise with TF32 for what stays float32. Both are several times faster, and the accuracy of a trained
+network is the same within the noise between seeds.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal, cast
+
+import torch
+
+from storage.errors import ParameterError, SettingsError
+
+Precision = Literal["bf16", "fp32"]
+
+
+def resolve_device(name: str = "auto") -> torch.device:
+    """The device that a setting names: "auto" (a GPU when there is one), "cpu" or "cuda".
+
+    Raises:
+        SettingsError: another name, or CUDA where torch finds no GPU.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name not in ("cpu", "cuda"):
+        raise SettingsError(f"The device {name!r} is unknown.", "Set DMCP_DEVICE to auto, cpu or cuda.")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise SettingsError("No CUDA device was found.", "Set DMCP_DEVICE=cpu, or check the driver with nvidia-smi.")
+    return torch.device(name)
+
+
+def resolve_precision(wanted: str, device: torch.device) -> Precision:
+    """The number format of a setting: "auto" is bf16 wherever the device multiplies it in hardware.
+
+    On a CPU this asks for AMX or AVX-512 with bfloat16: elsewhere it is emulated, and slower than float32.
+
+    Raises:
+        ParameterError: not one of auto, bf16, fp32.
+    """
+    if wanted == "auto":
+        if device.type == "cuda":
+            return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+        return "bf16" if _cpu_multiplies_bf16() else "fp32"
+    if wanted not in ("bf16", "fp32"):
+        raise ParameterError(f"The precision {wanted!r} is unknown.", "Choose auto, bf16 or fp32.")
+    return cast(Precision, wanted)
+
+
+def _cpu_multiplies_bf16() -> bool:
+    # Private names of torch: where a release lacks one, float32 is the safe answer.
+    asks = (getattr(torch.cpu, name, None) for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"))
+    return torch.backends.mkldnn.is_available() and any(bool(ask()) for ask in asks if ask is not None)
+
+
+def autocast(device: torch.device, precision: Precision) -> torch.autocast:
+    """The context in which a network computes in this precision."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def usable_cores() -> int:
+    """Cores this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def computing(device: torch.device, threads: int | None = None) -> Iterator[int]:
+    """Settings of torch for the time of a training: threads, denormals, TF32, no autotuning. Yields the threads.
+
+    Results on the CPU are the same bit for bit on the same machine with the same number of threads. On a GPU cuDNN is
+    kept to its deterministic algorithms, but some backward passes of torch still add in no fixed order.
+
+    Args:
+        threads: of the CPU; None: every usable core. Give cores / processes when several train side by side, and set
+            OMP_WAIT_POLICY=PASSIVE before Python starts: waiting threads that spin slow each other down.
+    """
+    before = torch.get_num_threads()
+    cudnn = torch.backends.cudnn
+    flags = (cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32)
+    count = threads or usable_cores()
+    torch.set_num_threads(count)
+    torch.set_flush_denormal(True)  # Adam's second moments of dead channels get there, and are slow there
+    if device.type == "cuda":
+        cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32 = True, False, True
+        torch.backends.cuda.matmul.allow_tf32 = True
+    try:
+        yield count
+    finally:
+        torch.set_num_threads(before)
+        torch.set_flush_denormal(False)
+        cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32 = flags[:3]
+        torch.backends.cuda.matmul.allow_tf32 = flags[3]
+
+
+def describe_device(device: torch.device, threads: int) -> str:
+    """The device in words, for records: the GPU's name, or the CPU with its number of threads."""
+    if device.type == "cuda":
+        return str(torch.cuda.get_device_name(device))
+    return f"cpu, {threads} thread{'s' if threads > 1 else ''}"

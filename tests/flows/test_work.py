@@ -1,0 +1,67 @@
+"""Shards in progress: found again when nothing changed, never when anything did."""
+
+from pathlib import Path
+
+import pytest
+
+from flows import work as module
+from flows.work import code_digest, place, work_for
+from storage.settings import settings
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("DMCP_HOME", str(tmp_path))
+    settings.cache_clear()
+    yield tmp_path
+    settings.cache_clear()
+
+
+def test_a_result_counts_only_with_its_report() -> None:
+    slot = work_for("protect", "x", {"a": 1}).slot("ff")
+    slot.folder.mkdir()
+    assert slot.finished() is None
+    slot.shard.write_bytes(b"whole or not")
+    assert slot.finished() is None
+    slot.finish({"images": 3})
+    assert slot.finished() == {"images": 3}
+    slot.shard.unlink()
+    assert slot.finished() is None
+
+
+def test_the_same_facts_find_the_same_work() -> None:
+    assert work_for("protect", "x", {"a": 1, "b": 2}) == work_for("protect", "x", {"b": 2, "a": 1})
+
+
+@pytest.mark.parametrize("other", [("restore", "x", {"a": 1}), ("protect", "y", {"a": 1}), ("protect", "x", {"a": 2})])
+def test_other_facts_find_other_work(other: tuple) -> None:
+    assert work_for("protect", "x", {"a": 1}) != work_for(*other)
+
+
+def test_only_the_last_work_of_a_data_set_is_kept() -> None:
+    old, other = work_for("protect", "x", {"a": 1}), work_for("protect", "y", {"a": 1})
+    new = work_for("protect", "x", {"a": 2})
+    new.keep_only_this()
+    assert new.folder.exists() and other.folder.exists() and not old.folder.exists()
+    new.discard()
+    assert not new.folder.exists()
+
+
+def test_the_digest_of_code_sees_every_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_PROJECT", tmp_path)
+    (tmp_path / "p").mkdir()
+    (tmp_path / "p" / "a.py").write_text("1")
+    (tmp_path / "b.py").write_text("2")
+    before = code_digest("p", "b.py")
+    (tmp_path / "p" / "a.txt").write_text("no code")
+    assert code_digest("p", "b.py") == before
+    (tmp_path / "p" / "a.py").write_text("3")
+    changed = code_digest("p", "b.py")
+    (tmp_path / "p" / "a.py").rename(tmp_path / "p" / "c.py")
+    assert len({before, changed, code_digest("p", "b.py")}) == 3
+
+
+def test_placing_gives_the_same_bytes(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"123")
+    place(tmp_path / "a", tmp_path / "b")
+    assert (tmp_path / "b").read_bytes() == b"123"
