@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from storage.registry import Registry, Request
 
 POLL_SECONDS = 0.5
-PATIENCE_SECONDS = 120.0  # how long a run may wait for a worker
+PATIENCE_SECONDS = 120.0  # how long nobody may work on a request that is waited for
 _OVER = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 
 
@@ -77,30 +77,50 @@ def _here(request_id: str, force: bool) -> None:
 def _by_worker(
     settings: Settings, registry: Registry, request: Request, api: str, force: bool, tell: Callable[[str], None]
 ) -> None:
-    # A second command for the same pending request waits for the run of the first; a new try is a new run.
-    key = request.id if not force else f"{request.id}-{uuid.uuid4()}"
+    # A second command for the same request waits for the run of the first; a new try is a new run.
+    key = f"{request.id}-{uuid.uuid4()}" if force else request.id
     run = _submit(settings, request.id, api, force, key)
-    if not force and _run_state(api, run) in _OVER and registry.get_request(request.id).state == "pending":
-        run = _submit(settings, request.id, api, force, f"{key}-{uuid.uuid4()}")  # that run never got to the request
+    if not force and _run_state(api, run) in _OVER and registry.get_request(request.id).state in ("pending", "running"):
+        run = _submit(settings, request.id, api, force, f"{key}-{uuid.uuid4()}")  # that run is not coming back to it
     before = request.finished if force else None
-    started = time.monotonic()
-    while True:
-        now = registry.get_request(request.id)
-        if now.state == "done":
-            return
-        if now.state == "failed" and now.finished != before:
-            raise failure(now.message or "")
+    waited = _Patience()
+    while not _ended(registry, request.id, before):
         state = _run_state(api, run)
         if state in _OVER:
-            _raise_ended(registry, request.id, before, api, run, state)
+            if not _ended(registry, request.id, before):  # it may have ended between the two questions
+                raise _broken(request.id, api, run, state)
             return
-        if state in ("SCHEDULED", "PENDING") and time.monotonic() - started > PATIENCE_SECONDS:
-            raise ServiceError(
-                f"No worker took request {request.id} within {PATIENCE_SECONDS:.0f} s; it stays queued.",
-                "See `dmcp status`; run the same again to go on waiting.",
-            )
-        tell({"RUNNING": "A worker restores it"}.get(state or "", "Waiting for a worker"))
+        waiting = state in ("SCHEDULED", "PENDING")
+        waited.check(waiting or not live_workers(api), request.id)
+        tell("Waiting for a worker" if waiting else "A worker restores it")
         time.sleep(POLL_SECONDS)
+
+
+def _ended(registry: Registry, request_id: str, before: object) -> bool:
+    """Whether the request is done. Raises the error it failed with, unless that was `before` this try."""
+    now = registry.get_request(request_id)
+    if now.state == "failed" and now.finished != before:
+        raise failure(now.message or "")
+    return now.state == "done"
+
+
+class _Patience:
+    """Ends the waiting when for too long nobody works on the request."""
+
+    def __init__(self) -> None:
+        self.since: float | None = None
+
+    def check(self, idle: bool, request_id: str) -> None:
+        """Raises ServiceError after `PATIENCE_SECONDS` of nothing but idleness."""
+        if not idle:
+            self.since = None
+            return
+        self.since = self.since or time.monotonic()
+        if time.monotonic() - self.since > PATIENCE_SECONDS:
+            raise ServiceError(
+                f"No worker worked on request {request_id} for {PATIENCE_SECONDS:.0f} s; it stays queued.",
+                "Look at `dmcp status`, run `dmcp up`, then try again; add --force if its worker was killed.",
+            )
 
 
 def _submit(settings: Settings, request_id: str, api: str, force: bool, key: str) -> str:
@@ -128,22 +148,14 @@ def _run_state(api: str, run: str) -> str | None:
     return str(answer["state_type"]) if isinstance(answer, dict) and answer.get("state_type") else None
 
 
-def _raise_ended(registry: Registry, request_id: str, before: object, api: str, run: str, state: str) -> None:
-    """The flow run is over: so must the request be, or the run broke before it could say why."""
-    now = registry.get_request(request_id)
-    if now.state == "done":
-        return
-    if now.state == "failed" and now.finished != before:
-        raise failure(now.message or "")
-    answer = call("GET", f"{api}/flow_runs/{run}")
-    said = (answer or {}).get("state", {}).get("message") or "without a word"
-    raise (
-        failure(said.removeprefix("Flow run encountered an exception: "))
-        if state == "FAILED"
-        else ServiceError(
-            f"The run that restored request {request_id} ended ({state.lower()}): {said}",
-            "Try again: dmcp restore --force",
-        )
+def _broken(request_id: str, api: str, run: str, state: str) -> DmcpError:
+    """Why a flow run ended without a word in the registry."""
+    answer = call("GET", f"{api}/flow_runs/{run}") or {}
+    said = str((answer.get("state") or {}).get("message") or "without a word")
+    if state == "FAILED":
+        return failure(said.removeprefix("Flow run encountered an exception: "))
+    return ServiceError(
+        f"The run that restored request {request_id} ended ({state.lower()}): {said}", "Try again: dmcp restore --force"
     )
 
 

@@ -20,6 +20,7 @@ from storage.files import write_atomic
 from tasks.params import load_params
 
 SELECTION = Path("selection.yaml")
+_HINT = "Use `dvc push`"  # after every stage; we push at the end
 _HEADER = """\
 # Which data set the stages of dvc.yaml are made for. Written by `make run DATASET=...` and `dmcp run --dataset ...`;
 # the seeds are those of params.yaml.
@@ -67,8 +68,13 @@ def run_stage(stage: str) -> None:
     with tempfile.TemporaryDirectory(prefix="dmcp-") as folder:
         note = Path(folder, "failure.json")
         command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", stage]
-        code = subprocess.run(command, env=environment() | {FAILURE_NOTE: str(note)}, check=False).returncode
-        if code != 0:
+        env = environment() | {FAILURE_NOTE: str(note)}
+        with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) as dvc:
+            assert dvc.stdout is not None
+            for line in dvc.stdout:  # progress goes to stderr, which is the terminal's own
+                if line.strip() and not line.startswith(_HINT):
+                    print(line, end="", flush=True)
+        if dvc.returncode != 0:
             raise _failure(stage, note)
 
 
@@ -100,7 +106,8 @@ def push() -> bool:
 def environment() -> dict[str, str]:
     """The environment of DVC: ours, with this interpreter first, so that `python` in dvc.yaml is this one."""
     folder = str(Path(sys.executable).parent)
-    return os.environ | {"PATH": os.pathsep.join([folder, os.environ.get("PATH", "")]), "DVC_NO_ANALYTICS": "1"}
+    path = os.pathsep.join([folder, os.environ.get("PATH", "")])
+    return os.environ | {"PATH": path, "DVC_NO_ANALYTICS": "1", "PYTHONUNBUFFERED": "1"}
 
 
 def _repo() -> Any:

@@ -25,9 +25,24 @@ from tasks.learning.device import resolve_device
 from tasks.method.paper import PaperParameters
 from tasks.method.perturbation import FspParameters
 from tasks.params import ProtectParams, load_params
-from tasks.protect import ProtectJob, ProtectParameters, ShardReport, prepare_library, protect_shard, summarise
+from tasks.protect import (
+    ProtectJob,
+    ProtectParameters,
+    ShardReport,
+    prepare_library,
+    protect_shard,
+    summarise,
+    surrogate_features,
+)
 
-CODE = ("tasks/method", "tasks/protect.py", "tasks/learning", "storage/png.py", "storage/shards.py")
+CODE = (
+    "tasks/method",
+    "tasks/protect.py",
+    "tasks/models_io.py",
+    "tasks/learning",
+    "storage/png.py",
+    "storage/shards.py",
+)
 
 
 def protect(dataset: str) -> None:
@@ -105,8 +120,9 @@ def _prepare(clean: Path, manifest: Manifest, surrogate: Path, parameters: Mappi
     work = work_for("protect", manifest.dataset, facts)
     wanted = method_parameters(parameters)
     library = work.folder / "library.npy"
+    surrogate_features(surrogate.resolve(), wanted.layer, device)  # loaded before threads use it
     if not library.exists():
-        prepare_library(clean, surrogate, library, wanted, device)
+        prepare_library(clean, surrogate.resolve(), library, wanted, device)
     paths = {"clean": clean.resolve(), "surrogate": surrogate.resolve(), "library": library}
     work.write_job(facts | paths | {"dataset": manifest.dataset, "split": manifest.split})
     return work

@@ -17,10 +17,8 @@ def dvc_digest(folder: Path) -> str:
     """
     if not folder.is_dir():
         raise DatasetError(f"The folder {folder} does not exist.", "Run the stage that builds it: dvc repro.")
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    entries = [{"md5": _md5(path), "relpath": path.relative_to(folder).as_posix()} for path in files]
-    entries.sort(key=lambda entry: tuple(entry["relpath"].split("/")))
-    text = json.dumps(entries, sort_keys=True)
+    files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+    text = json.dumps([{"md5": _md5(files[name]), "relpath": name} for name in sorted(files)])
     return hashlib.md5(text.encode(), usedforsecurity=False).hexdigest() + ".dir"
 
 

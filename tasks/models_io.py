@@ -55,7 +55,11 @@ def save_model(path: Path, model: "Normalized", info: ModelInfo) -> None:
         "info": asdict(info),
         "mean": model.mean.flatten().tolist(),
         "std": model.std.flatten().tolist(),
-        "state": {name: value.detach().cpu().contiguous() for name, value in model.network.state_dict().items()},
+        # clone, because contiguous() lets the strides of 1x1 kernels be, and they are saved too
+        "state": {
+            name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
+            for name, value in model.network.state_dict().items()
+        },
     }
     buffer = io.BytesIO()
     torch.save(content, buffer)

@@ -5,6 +5,7 @@ run: a shard is always computed by one thread, in batches of the configured size
 """
 
 import os
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -92,6 +93,9 @@ def by_shape(images: list[NDArray[np.uint8]]) -> Iterator[list[int]]:
     yield from groups.values()
 
 
+_LOADING = threading.Lock()
+
+
 @lru_cache(maxsize=2)
 def _surrogate_features(path: str, modified: int, layer: str, device: str) -> Features:
     """Surrogate in eval mode up to a layer, activations averaged over positions; loaded once a process."""
@@ -101,8 +105,13 @@ def _surrogate_features(path: str, modified: int, layer: str, device: str) -> Fe
 
 
 def surrogate_features(path: Path, layer: str, device: str) -> Features:
-    """`_surrogate_features`, reloaded when the file changed."""
-    return _surrogate_features(os.fspath(path), path.stat().st_mtime_ns, layer, device)
+    """`_surrogate_features`, reloaded when the file changed.
+
+    One thread at a time: torch.fx, which cuts the network, patches torch while it looks at it. Where shards run side by
+    side, call this once before they start.
+    """
+    with _LOADING:
+        return _surrogate_features(os.fspath(path), path.stat().st_mtime_ns, layer, device)
 
 
 def one_thread() -> None:

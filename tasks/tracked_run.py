@@ -5,8 +5,10 @@ import logging
 import subprocess
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +42,11 @@ class RunKey:
     def name(self) -> str:
         """How MLflow's pages call it."""
         return f"{self.variant}-{self.seed}"
+
+    @property
+    def model_name(self) -> str:
+        """The registered model that the network becomes a version of."""
+        return f"{self.dataset}-{self.variant}"
 
     def tags(self) -> dict[str, str]:
         """Tags of the run, the state of the source code among them where git knows it."""
@@ -126,11 +133,8 @@ class TrackedRun:
         """Close the run as failed; says nothing when MLflow does not answer."""
         from mlflow.entities import RunStatus
 
-        try:
-            with translated(self.tracking.uri):
-                self.tracking.client.set_terminated(self.id, RunStatus.to_string(RunStatus.FAILED))
-        except ServiceError:
-            pass
+        with suppress(ServiceError), translated(self.tracking.uri):
+            self.tracking.client.set_terminated(self.id, RunStatus.to_string(RunStatus.FAILED))
 
     def _log_pictures(self, trained: "Trained", images: Mapping[str, bytes]) -> None:
         with tempfile.TemporaryDirectory() as folder:
@@ -149,7 +153,6 @@ class TrackedRun:
         import mlflow
         import numpy as np
         import torch
-        import torchvision
         from mlflow.models import ModelSignature
         from mlflow.types import Schema, TensorSpec
 
@@ -160,20 +163,40 @@ class TrackedRun:
         )
         example = np.full((1, *shape[1:]), 0.5, np.float32)
         network = trained.model.portable().to("cpu", memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
-        before = mlflow.get_tracking_uri()
-        mlflow.set_tracking_uri(self.tracking.uri)
-        try:
+        with _default_store(self.tracking.uri):
             with mlflow.start_run(run_id=self.id):
-                mlflow.pytorch.log_model(
+                logged = mlflow.pytorch.log_model(
                     network,
                     name="model",
                     signature=signature,
                     input_example=example,
-                    pip_requirements=[f"torch=={torch.__version__}", f"torchvision=={torchvision.__version__}"],
+                    pip_requirements=[f"{name}=={version(name)}" for name in ("torch", "torchvision")],
                     serialization_format="pickle",
                 )
-        finally:
-            mlflow.set_tracking_uri(before)
+            self._register(logged.model_uri, logged.model_id)
+
+    def _register(self, uri: str, model_id: str) -> None:
+        """Make the logged model a version of the variant's registered model."""
+        from mlflow.exceptions import MlflowException
+
+        client, name = self.tracking.client, self.key.model_name
+        with suppress(MlflowException):  # there is one already
+            client.create_registered_model(name)
+        made = client.create_model_version(name, uri, self.id, await_creation_for=0, model_id=model_id)
+        client.set_registered_model_alias(name, f"seed-{self.key.seed}", str(made.version))
+
+
+@contextmanager
+def _default_store(uri: str) -> Iterator[None]:
+    """Parts of MLflow, among them saving a model, know no client, only the process's store."""
+    import mlflow
+
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(uri)
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(before)
 
 
 def _metrics(lines: "Sequence[Epoch]") -> "list[Metric]":

@@ -8,6 +8,7 @@ are DVC's. A run carries an identity, a digest of everything that decides its re
 * A training that is repeated with the same identity makes a new run and marks the older one with the tag
   `superseded_by`: nothing is deleted, and comparisons leave it out.
 
+The models of a variant are versions of the registered model DATASET-VARIANT; the alias seed-SEED names the latest.
 Without a setting everything lies below HOME: `mlflow.db` (SQLite) and `mlruns/` (models, pictures).
 """
 
@@ -33,7 +34,8 @@ QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",  # its default of 7 stalls a training for minutes
-    "GIT_PYTHON_REFRESH": "quiet",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_LOGGING_LEVEL": "ERROR",  # it warns of pickles, which `tracked_run` chooses knowingly
 }
 
 SUPERSEDED = "superseded_by"
@@ -167,8 +169,7 @@ def open_tracking(settings: Settings) -> Tracking:
     remote = uri.startswith(("http://", "https://"))
     if remote:
         _ask(uri)
-    for name in ("mlflow", "alembic"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
     with translated(uri), _one_at_a_time(settings.home_path("mlflow.lock")):
         tracking = Tracking(uri, None if remote else artifact_folder(settings))
         tracking.client.search_experiments(max_results=1)

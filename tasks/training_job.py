@@ -9,6 +9,7 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,9 +24,6 @@ if TYPE_CHECKING:
     from tasks.learning.models import Normalized
     from tasks.learning.recipes import Recipe
     from tasks.learning.training import Epoch, LabelledImages, TrainResult
-
-TRAINING_VERSION = 1
-"""Raised whenever the same inputs would give another network, so that no older state is gone on from."""
 
 CHECKPOINT_SECONDS = 10.0
 """States are written at most this often: the shortest epochs take less time than the disk."""
@@ -116,7 +114,7 @@ class TrainingJob:
         self._saved = 0.0
 
     def digest(self) -> str:
-        """SHA-256 (hex) of all that decides the network: data, parameters, seed, kind of device, torch.
+        """SHA-256 (hex) of all that decides the network: data, parameters, seed, code, kind of device, torch.
 
         The number of threads is left out: it changes rounding only.
         """
@@ -126,7 +124,7 @@ class TrainingJob:
 
         device = resolve_device(self.device)
         facts = {
-            "version": TRAINING_VERSION,
+            "code": _code_digest(),
             "variant": _manifest_digest(self.variant),
             "test": _manifest_digest(self.test),
             "params": asdict(self.params),
@@ -196,6 +194,17 @@ class TrainingJob:
                 f"{self.variant} and {self.test} name different classes.", "Build both from the same data set."
             )
         return training, test
+
+
+@cache
+def _code_digest() -> str:
+    """Of the sources of tasks.learning: other code may train another network."""
+    import tasks.learning
+
+    digest = hashlib.sha256()
+    for path in sorted(Path(tasks.learning.__path__[0]).glob("*.py")):
+        digest.update(f"{path.name} {sha256_file(path)}\n".encode())
+    return digest.hexdigest()
 
 
 def _manifest_digest(folder: Path) -> str:

@@ -145,6 +145,8 @@ def test_up_again_changes_nothing_and_says_where_everything_is(place: Place) -> 
         assert place.address(name).startswith("http://127.0.0.1:")
         assert place.address(name) in again.out
         assert httpx.get(place.address(name)).is_success
+    answer = httpx.post(f"{place.address('prefect')}/api/deployments/filter", json={})
+    assert {deployment["name"] for deployment in answer.json()} == {"pipeline", "restore", "train-evaluate"}
     shown = place.dmcp("status").out
     assert shown.count("running") == 4
     assert "stopped" not in shown

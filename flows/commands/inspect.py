@@ -9,7 +9,7 @@ import typer
 
 from flows import console
 
-_PAIRINGS = {0: "identity", 1: "sorted", 2: "explicit"}
+_PAIRINGS = ("sorted", "identity", "explicit")  # by the number in the header, docs/format.md
 
 
 def register(root: typer.Typer) -> None:
@@ -61,7 +61,7 @@ def inspect(
                 header.key_id.hex(),
                 header.image_id.hex(),
                 f"{header.block}x{header.block}",
-                _PAIRINGS.get(header.pairing, header.pairing),
+                "in place" if header.classes == 1 else _PAIRINGS[header.pairing],
                 header.planes,
                 header.payload_bytes,
             )

@@ -31,12 +31,13 @@ def create(name: Name = None, dataset: NameOption = None) -> None:
         raise UsageError("No data set is named.", "Say which: dmcp key create DATASET")
     vault = open_vault(settings())
     record = vault.create(wanted)
+    folder = console.shown(settings().data_path(record.dataset))
     console.finished(
         f"Made key {record.key_id}, number {record.epoch} of {record.dataset}.",
         [("vault", console.shown(vault.path)), ("unlocked by", _unlocked_by())],
         [
             "back up the vault and what unlocks it, in two different places: without them nothing is ever restored",
-            f"dmcp protect data/{record.dataset}/clean data/{record.dataset}/protected --dataset {record.dataset}",
+            f"dmcp protect {folder}/clean {folder}/protected",
         ],
     )
 

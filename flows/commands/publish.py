@@ -41,7 +41,7 @@ def publish(
     console.finished(
         f"Published {done.dataset}@{done.id}: {done.samples:,} images, {console.size(done.bytes)}; "
         f"{done.shards_uploaded} shards sent, {done.shards_shared} were there.",
-        [("version", place), ("guarantee", done.guarantee.value)],
+        [("version", place), ("the server", done.guarantee.explanation)],
         [f"anyone: dmcp pull {done.dataset} OUT", f"dmcp access grant USER {done.dataset}"],
     )
 

@@ -149,10 +149,15 @@ def _tell(request_id: str, done: Unpacked) -> None:
         where.insert(0, ("images", out))
     if done.refused:
         where.append(("refused, one by one", f"{out}/refused.csv"))
-    then = (
-        ["use the images under the data set's terms"] if done.restored else ["mend what the reasons say, hand in again"]
-    )
-    console.finished(f"Request {request_id}: {done.restored:,} images restored{refused}.", where, then)
+    console.finished(f"Request {request_id}: {done.restored:,} images restored{refused}.", where, _next(done, out))
+
+
+def _next(done: Unpacked, out: str) -> list[str]:
+    if not done.restored:
+        return ["mend what the reasons say, then hand in again"]
+    if (done.out / "manifest.json").exists():
+        return [f"dmcp train {out} --test FOLDER", f"dmcp export {out} FOLDER --as imagefolder"]
+    return ["use the images under the data set's terms"]
 
 
 def _general(reason: str, name: str) -> str:

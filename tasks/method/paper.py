@@ -35,7 +35,7 @@ class PaperParameters:
 
     block: int = 1
     classes: int = 1
-    step: int = 8
+    step: int = 16
     planes: int = 2
 
     def __post_init__(self) -> None:

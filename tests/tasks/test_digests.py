@@ -12,10 +12,8 @@ def test_it_is_the_digest_that_dvc_gives(tmp_path: Path) -> None:
     from dvc_objects.fs.local import LocalFileSystem
 
     folder = tmp_path / "data"
-    for name, data in {
-        "train-000001.tar": b"two", "train-000000.tar": b"one", "manifest.json": b"{}", "a/b.txt": b"", "a.b/c": b"\r\n",
-        "ä/ß.png": b"\x00" * 100,
-    }.items():  # fmt: skip
+    files = {"train-000001.tar": b"two", "train-000000.tar": b"one", "manifest.json": b"{}", "ä/ß.png": b"\x00" * 100}
+    for name, data in (files | {"a/b.txt": b"", "a.b/c": b"\r\n"}).items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)

@@ -88,6 +88,10 @@ def test_the_logged_model_loads_predicts_and_trains(first: dict[str, Any], track
     served = mlflow.pyfunc.load_model(f"models:/{logged}").predict(images.numpy())
     np.testing.assert_allclose(served, expected, rtol=1e-4, atol=1e-4)
 
+    named = mlflow.pytorch.load_model("models:/sample-clean@seed-0").eval()
+    with torch.no_grad():
+        np.testing.assert_allclose(named(images).numpy(), expected, rtol=1e-5, atol=1e-5)
+
     model.train()
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     before = next(model.parameters()).detach().clone()
@@ -110,6 +114,8 @@ def test_a_repetition_supersedes_and_another_seed_stands_beside(
         ("clean", 1, longer["mlflow_run"]),  # the latest; the other was trained otherwise, so it is not superseded
     ]
     assert SUPERSEDED not in tracking.client.get_run(other["mlflow_run"]).data.tags
+    registered = {seed: tracking.client.get_model_version_by_alias("sample-clean", f"seed-{seed}") for seed in (0, 1)}
+    assert [registered[seed].run_id for seed in (0, 1)] == [again["mlflow_run"], longer["mlflow_run"]]
     assert lines[0].data_digest == lines[1].data_digest == dvc_digest(sample / "clean")
     assert (lines[0].test_accuracy, lines[0].epochs) == (again["test_accuracy"], 3)
     assert tracking.compare("nothing") == []

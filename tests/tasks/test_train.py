@@ -1,6 +1,5 @@
 import csv
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -159,4 +158,4 @@ def test_the_surrogate_is_a_model_and_its_folder_the_same_each_time(sample: Path
     assert written.items() <= metrics.items() and metrics["seconds"] > 0
     assert written["seed"] == 3 and written["recipe"] == "modern"
     assert load_model(tmp_path / "a" / "model.pt").info.architecture == "resnet18"
-    assert os.listdir(tmp_path / "work") == []
+    assert list((tmp_path / "work").iterdir()) == []

@@ -14,8 +14,8 @@ def test_an_epoch_is_decided_by_seed_and_number(images: int, seed: int, epoch: i
     for one, other in zip(vars(plan).values(), vars(again).values(), strict=True):
         assert torch.equal(one, other)
     assert plan.rows is not None and plan.columns is not None
-    assert 0 <= plan.rows.min() and plan.rows.max() <= 8
-    assert 0 <= plan.columns.min() and plan.columns.max() <= 4
+    assert plan.rows.min() >= 0 and plan.rows.max() <= 8
+    assert plan.columns.min() >= 0 and plan.columns.max() <= 4
 
 
 def test_epochs_and_seeds_differ_and_augmentation_leaves_the_order_alone() -> None:

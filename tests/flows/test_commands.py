@@ -1,0 +1,244 @@
+"""The commands one by one, on real folders, a real vault, registry and object store."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+from flows.cli import app
+from flows.commands.common import params_for, parse_sets
+from flows.commands.request import _general
+from flows.commands.run import show_table
+from flows.dispatch import failure
+from storage import errors
+from storage.errors import DmcpError, ParameterError, UsageError
+from storage.keys import open_vault
+from storage.server import stop
+from storage.settings import Settings, settings
+from tasks.evaluate import evaluate
+from tasks.method.seal import DataKey
+from tests.protected import protect_images
+from tests.services import make_variant
+from tests.tasks.evaluation_folder import PARAMS, make_folder
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.setenv("DMCP_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("DMCP_DATA", str(tmp_path / "data"))
+    monkeypatch.delenv("DMCP_TOKEN", raising=False)
+    settings.cache_clear()
+    yield tmp_path / "home"
+    settings.cache_clear()
+    stop(tmp_path / "home")
+
+
+def dmcp(*arguments: object, code: int = 0) -> Result:
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == code, result.output
+    return result
+
+
+# --- keys and access -------------------------------------------------------------------------------------------------
+
+
+def test_keys_are_made_and_listed_and_never_shown(home: Path) -> None:
+    assert "no key yet" in dmcp("key", "list").stdout
+    first = dmcp("key", "create", "pets").stdout
+    second = dmcp("key", "create", "--dataset", "pets").stdout
+    vault = open_vault(Settings(home=home))
+    ids = [record.key_id for record in vault.list()]
+    assert ids[0] in first
+    assert ids[1] in second
+    assert "number 2 of pets" in second
+    listed = dmcp("key", "list").stdout
+    assert all(key_id in listed for key_id in ids)
+    for key_id in ids:
+        assert vault.secret(key_id).hex() not in first + second + listed
+    assert "No data set is named" in dmcp("key", "create", code=2).stderr
+
+
+def test_users_and_grants(home: Path) -> None:
+    token = dmcp("access", "add-user", "ann", "--quiet").stdout.strip()
+    assert token.startswith("dmcp_")
+    assert "exists" in dmcp("access", "add-user", "ann", code=2).stderr
+    assert "until" in dmcp("access", "grant", "ann", "pets", "--days", 3).stdout
+    assert "without an end" in dmcp("access", "grant", "ann", "cars").stdout
+    assert "past" in dmcp("access", "grant", "ann", "pets", "--until", "2020-01-01", code=2).stderr
+    dmcp("access", "grant", "ann", "pets", "--until", "2999-01-01", "--days", 3, code=2)
+    dmcp("access", "grant", "bob", "pets", code=8)
+    dmcp("access", "revoke", "ann", "pets")
+    dmcp("access", "revoke", "ann", "pets", code=8)
+    dmcp("access", "add-user", "eve")
+    listed = dmcp("access", "list").stdout
+    assert token not in listed
+    lines = {tuple(line.split()[:1] + line.split()[2:3]): line for line in listed.splitlines()[1:]}
+    assert "revoked" in lines["ann", "pets"]
+    assert "in force" in lines["ann", "cars"]
+    assert "no grant" in lines["eve", "-"]
+    assert dmcp("access", "rotate-token", "ann", "--quiet").stdout.strip() != token
+
+
+# --- variants --------------------------------------------------------------------------------------------------------
+
+
+def test_verify_export_and_their_refusals(home: Path, tmp_path: Path) -> None:
+    make_variant(tmp_path / "v")
+    assert "12 images of 2 classes in 3 shards" in dmcp("verify", tmp_path / "v").stdout
+    assert "Wrote 12 images" in dmcp("export", tmp_path / "v", tmp_path / "out", "--as", "imagefolder").stdout
+    assert len(list((tmp_path / "out").glob("*/*.png"))) == 12
+    dmcp("export", tmp_path / "v", tmp_path / "out", code=2)
+    dmcp("export", tmp_path / "v", tmp_path / "other", "--as", "parquet", code=2)
+    shard = tmp_path / "v" / "train-000001.tar"
+    content = bytearray(shard.read_bytes())
+    content[600] ^= 1
+    shard.write_bytes(content)
+    assert "train-000001.tar" in dmcp("verify", tmp_path / "v", code=3).stderr
+
+
+def test_data_get_builds_both_variants(home: Path, tmp_path: Path) -> None:
+    assert "cifar10" in dmcp("data", "list").stdout
+    out = tmp_path / "data" / "sample"
+    said = dmcp("data", "get", "sample", out, "--set", "train_limit=40", "--set", "test_limit=16").stdout
+    assert "40 images to protect and 16 to test with" in said
+    assert "40 images" in dmcp("verify", out / "clean").stdout
+    assert "16 images" in dmcp("verify", out / "test").stdout
+    dmcp("data", "get", "sample", out, "--set", "colour=blue", code=2)
+    dmcp("data", "get", "nothing", out, code=8)
+
+
+def test_data_get_takes_a_folder_of_ones_own(home: Path, tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    for label in ("cat", "dog"):
+        (tmp_path / "mine" / label).mkdir(parents=True)
+        for i in range(5):
+            image = Image.fromarray(random.integers(0, 256, (20 + i, 24, 3), dtype=np.uint8))
+            image.save(tmp_path / "mine" / label / f"{i}.{'png' if i % 2 else 'jpg'}")
+    said = dmcp("data", "get", "imagefolder", tmp_path / "v", "--path", tmp_path / "mine", "--dataset", "pets").stdout
+    assert "Built pets" in said
+    assert "data set  pets" in dmcp("verify", tmp_path / "v" / "clean").stdout
+
+
+def test_protect_says_what_is_missing(home: Path, tmp_path: Path) -> None:
+    (tmp_path / "images" / "cat").mkdir(parents=True)
+    cure = dmcp("protect", tmp_path / "images", tmp_path / "p", code=3).stderr
+    assert f"dmcp data get imagefolder OUT --path {tmp_path / 'images'}" in cure
+    make_variant(tmp_path / "v", dataset="pets")
+    assert "dmcp key create pets" in dmcp("protect", tmp_path / "v", tmp_path / "p", code=5).stderr
+    assert "not cars" in dmcp("protect", tmp_path / "v", tmp_path / "p", "--dataset", "cars", code=2).stderr
+    assert "block" in dmcp("protect", tmp_path / "v", tmp_path / "p", "--set", "transform.block=3", code=2).stderr
+    assert not (tmp_path / "p").exists()
+
+
+def test_inspect_shows_what_a_protected_image_says(home: Path, tmp_path: Path) -> None:
+    key = DataKey(bytes(32), "pets")
+    clean = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
+    for i, png in enumerate(protect_images(clean, key)):
+        (tmp_path / f"{i}.png").write_bytes(png)
+    Image.fromarray(clean[0]).save(tmp_path / "plain.png")
+    shown = dmcp("inspect", tmp_path / "0.png", tmp_path / "1.png", tmp_path / "plain.png").stdout
+    assert shown.count(key.key_id.hex()) == 2
+    assert shown.count("paper") == 2
+    assert "NotProtected" in shown
+    assert "never protected" in dmcp("inspect", tmp_path / "plain.png", code=7).stderr
+    dmcp("inspect", tmp_path / "plain.png", tmp_path / "plain.png", code=7)
+
+
+# --- requests --------------------------------------------------------------------------------------------------------
+
+
+def test_who_hands_in_without_a_right_is_told_so(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "in").mkdir()
+    Image.new("RGB", (32, 32)).save(tmp_path / "in" / "1.png")
+    assert "DMCP_TOKEN" in dmcp("request", tmp_path / "in", code=6).stderr
+    dmcp("request", tmp_path / "in", "--token", "dmcp_nobody", code=6)
+    token = dmcp("access", "add-user", "ann", "--quiet").stdout.strip()
+    assert "no grant" in dmcp("request", tmp_path / "in", "--token", token, code=6).stderr
+    dmcp("access", "grant", "ann", "pets")
+    monkeypatch.setenv("DMCP_TOKEN", token)
+    request_id = dmcp("request", tmp_path / "in", "--quiet").stdout.strip()
+    assert len(request_id) == 32
+    listed = dmcp("requests").stdout
+    assert request_id in listed
+    assert "pending" in listed
+    assert token not in listed
+    dmcp("request", tmp_path / "nothing", code=3)
+    dmcp("restore", "0" * 32, tmp_path / "out", code=8)
+    dmcp("restore", request_id, tmp_path / "in", code=2)
+
+
+def test_pull_of_what_is_not_published(home: Path, tmp_path: Path) -> None:
+    assert "not published" in dmcp("pull", "pets", tmp_path / "out", code=8).stderr
+
+
+def test_status_and_down_where_nothing_runs(home: Path) -> None:
+    assert dmcp("status").stdout.count("stopped") == 4
+    assert "Nothing was running" in dmcp("down").stdout
+
+
+# --- parts -----------------------------------------------------------------------------------------------------------
+
+
+names = st.text("abcdefghij_", min_size=1, max_size=6)
+scalars = st.one_of(st.integers(-1000, 1000), st.booleans(), names.map(lambda name: f"x{name}"))
+
+
+@given(st.dictionaries(names, st.one_of(scalars, st.dictionaries(names, scalars, min_size=1)), max_size=5))
+def test_sets_are_read_as_they_are_written(tree: dict[str, object]) -> None:
+    texts = []
+    for name, value in tree.items():
+        inner = value if isinstance(value, dict) else {"": value}
+        texts += [f"{f'{name}.{below}'.rstrip('.')}={json.dumps(leaf)}" for below, leaf in inner.items()]
+    assert parse_sets(texts) == tree
+
+
+@pytest.mark.parametrize("text", ["epochs", "=3", "a..b=3", "a=[1", ".=1"])
+def test_sets_that_make_no_sense(text: str) -> None:
+    with pytest.raises(UsageError):
+        parse_sets([text])
+
+
+def test_an_unknown_data_set_has_the_parameters_of_a_folder() -> None:
+    params = params_for("holidays", {"train": {"epochs": 3}})
+    assert params.dataset == "holidays"
+    assert params.train.epochs == 3
+    assert params.train.image_size == params_for("imagefolder", {}).train.image_size
+    with pytest.raises(ParameterError, match=r"train\.epochs"):
+        params_for("holidays", {"train": {"epochs": 0}})
+
+
+OURS = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, DmcpError)]
+
+
+@pytest.mark.parametrize("kind", OURS)
+def test_a_failure_keeps_its_class_on_the_way_through_the_registry(kind: type[DmcpError]) -> None:
+    error = kind("The grant: of ann.", "Ask: for one.")
+    again = failure(f"{type(error).__name__}: {error}")
+    assert type(again) is kind
+    assert again.exit_code == error.exit_code
+    assert str(again) == str(error)
+
+
+@pytest.mark.parametrize("message", ["", "ValueError: bad", "Path: x", "annotations: y", "no colon"])
+def test_what_was_unforeseen_stays_unforeseen(message: str) -> None:
+    assert type(failure(message)) is DmcpError
+    assert failure(message).exit_code == 1
+
+
+def test_reasons_of_several_images_count_together() -> None:
+    assert _general("img1.png: cut off", "img1.png") == _general("img2.png: cut off", "img2.png")
+
+
+def test_the_table_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    show_table(evaluate(make_folder(tmp_path), PARAMS))
+    lines = capsys.readouterr().out.splitlines()
+    row = next(line for line in lines if line.split()[:1] == ["protected"])
+    assert "52.0" in row  # the mean of 50 and 54
+    assert "± 2.8" in row
+    assert any(line.startswith("Trained on protected images") for line in lines)
