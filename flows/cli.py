@@ -13,7 +13,6 @@ typer costs. Results go to stdout, progress and errors to stderr. Exit codes are
 from __future__ import annotations
 
 import errno
-import os
 from typing import Annotated, Any
 
 import typer
@@ -113,7 +112,6 @@ for group in (run, data, key, protect, publish, access, request, train, inspect,
 
 def main() -> None:
     """Entry point of the console script."""
-    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "WARNING")
     app(prog_name="dmcp")
 
 

@@ -31,7 +31,7 @@ _LOG_TAIL = 12  # lines of the log in an error
 
 @dataclass(frozen=True)
 class Daemon:
-    """One recorded process: `address` is a URL, or "" for a process that listens nowhere."""
+    """One recorded process. `address`: where it answers, or for a process that does not, whom it asks; may be empty."""
 
     name: str
     pid: int

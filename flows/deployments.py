@@ -29,10 +29,18 @@ def live_api(settings: Settings) -> str | None:
     return f"{daemon.address}/api" if daemon else None
 
 
-def live_workers(api: str) -> int:
-    """How many workers of our pool sent a heartbeat lately; 0 as well when the server does not answer."""
+def live_workers(api: str) -> set[str]:
+    """Names of our pool's workers that sent a heartbeat lately; none as well when the server does not answer."""
     answer = call("POST", f"{api}/work_pools/{POOL}/workers/filter", {"workers": {}})
-    return sum(worker.get("status") == "ONLINE" for worker in answer or [])
+    return {str(worker["name"]) for worker in answer or [] if worker.get("status") == "ONLINE"}
+
+
+def is_served(settings: Settings, api: str) -> bool:
+    """Whether a worker would take a run. One of this HOME's own must live too: heartbeats outlive it for a minute."""
+    local = daemons.find(settings.home_path(), "prefect")
+    if local is not None and api.startswith(local.address) and daemons.find(settings.home_path(), "worker") is None:
+        return False
+    return bool(live_workers(api))
 
 
 def call(method: str, url: str, body: Any = None) -> Any:

@@ -10,7 +10,7 @@ import time
 import uuid
 from typing import TYPE_CHECKING, Any
 
-from flows.deployments import RESTORE, call, live_api, live_workers
+from flows.deployments import RESTORE, call, is_served, live_api
 from flows.stack import quiet_environment
 from storage import errors
 from storage.errors import DmcpError, ServiceError
@@ -54,7 +54,7 @@ def serve(settings: Settings, request_id: str, tell: Callable[[str], None], forc
             return "before"
         again = force or request.state == "failed"
         api = live_api(settings)
-        if api and live_workers(api):
+        if api and is_served(settings, api):
             tell("A worker restores it")
             _by_worker(settings, registry, request, api, again, tell)
             return "worker"
@@ -91,7 +91,7 @@ def _by_worker(
                 raise _broken(request.id, api, run, state)
             return
         waiting = state in ("SCHEDULED", "PENDING")
-        waited.check(waiting or not live_workers(api), request.id)
+        waited.check(waiting or not is_served(settings, api), request.id)
         tell("Waiting for a worker" if waiting else "A worker restores it")
         time.sleep(POLL_SECONDS)
 

@@ -84,14 +84,15 @@ def _run_process() -> psutil.Process:
     """The process whose end is the end of the run: the outermost `dvc` above this one, else this one."""
     process = psutil.Process()
     with suppress(psutil.Error):
-        above = [parent for parent in process.parents() if _is_dvc(parent)]
+        above = [parent for parent in process.parents() if is_dvc(parent)]
         return above[-1] if above else process
     return process
 
 
-def _is_dvc(process: psutil.Process) -> bool:
+def is_dvc(process: psutil.Process) -> bool:
+    """Whether a process is DVC."""
     with suppress(psutil.Error):
-        return any(Path(part).name == "dvc" for part in process.cmdline()[:3])
+        return any(Path(word).name == "dvc" for word in process.cmdline()[:3])
     return False
 
 

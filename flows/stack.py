@@ -42,7 +42,7 @@ __all__ = [
     "up",
 ]
 
-START_SECONDS = 180.0  # a server that starts in 7 s alone takes a minute on a machine that trains
+START_SECONDS = 300.0  # a server that starts in 7 s alone takes over a minute on a machine that trains
 SERVICES = ("objects", "prefect", "worker", "mlflow")
 Tell = Callable[[str], None]
 
@@ -99,7 +99,7 @@ def _start_worker(settings: Settings, api: str) -> daemons.Daemon:
     command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL, "--type", "process", "--name", name]
     # A pipeline run must not keep restore requests waiting, and a hundred requests must not fill the memory.
     command += ["--limit", "4", "--install-policy", "never"]
-    return daemons.start(settings.home_path(), "worker", command, environment, PROJECT)
+    return daemons.start(settings.home_path(), "worker", command, environment, PROJECT, api)
 
 
 # --- MLflow ----------------------------------------------------------------------------------------------------------
@@ -191,11 +191,16 @@ def _up_worker(settings: Settings, tell: Tell) -> None:
         raise ServiceError("The Prefect server stopped again.", "See `dmcp status` for its log.")
     home = settings.home_path()
     make_pool(api)
-    worker = daemons.find(home, "worker") or _start_worker(settings, api)
+    worker = daemons.find(home, "worker")
+    if worker is not None and worker.address != api:  # the server has another address than when it was started
+        daemons.stop(home, "worker")
+        worker = None
+    worker = worker or _start_worker(settings, api)
     tell("Deploying prefect.yaml")
     deploy(settings, api)
     tell("Waiting for the worker")
-    daemons.wait_ready(home, worker, lambda: live_workers(api) > 0, START_SECONDS)
+    name = worker.command[worker.command.index("--name") + 1]
+    daemons.wait_ready(home, worker, lambda: name in live_workers(api), START_SECONDS)
 
 
 def down(settings: Settings, tell: Tell = lambda text: None) -> list[str]:
@@ -236,7 +241,8 @@ def status(settings: Settings) -> list[Status]:
         elif name == "objects":
             found.append(_objects_status(home))
         elif daemon:
-            found.append(Status(name, "running", daemon.address, daemon.pid, daemon.log))
+            address = "" if name == "worker" else daemon.address  # of a worker: the server that it asks for work
+            found.append(Status(name, "running", address, daemon.pid, daemon.log))
         else:
             found.append(Status(name, "stopped"))
     return found

@@ -2,6 +2,9 @@
 
 The flow's parameters are the options. A failure of our own kind is one readable message and an exit code of
 `storage/errors.py`, which DVC passes on; anything else is a traceback, because it is a bug.
+
+A stage ends with the run that started it: when DVC or the pipeline above it was killed, nobody would take its outputs,
+and the next run would find it in the way. What it has finished so far is found again by that next run.
 """
 
 import argparse
@@ -10,18 +13,24 @@ import inspect
 import json
 import os
 import sys
+import threading
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
+import psutil
+
 from flows.console import show_error
-from flows.services import prefect_server
+from flows.services import is_dvc, prefect_server
 from storage.errors import DmcpError, EnvironmentFault
 from storage.files import write_atomic
 
 FAILURE_NOTE = "DMCP_FAILURE_NOTE"
 """Environment variable: file in which a stage that fails leaves its message and exit code."""
 
+WATCH_SECONDS = 1.0
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
@@ -33,6 +42,7 @@ def stage_main(stage: Any, arguments: Sequence[str] | None = None) -> NoReturn:
         arguments: instead of those of the process.
     """
     options = _options(stage, arguments)
+    threading.Thread(target=_end_with, args=(_above(),), daemon=True).start()
     try:
         with prefect_server():
             stage(**options)
@@ -46,6 +56,28 @@ def stage_main(stage: Any, arguments: Sequence[str] | None = None) -> NoReturn:
     except KeyboardInterrupt:
         sys.exit(130)
     sys.exit(0)
+
+
+def _above() -> list[psutil.Process]:
+    """The processes whose run this stage is part of: DVC, and the pipeline where one started DVC."""
+    with suppress(psutil.Error):
+        parents = psutil.Process().parents()
+        dvc = next((index for index, process in enumerate(parents) if is_dvc(process)), None)
+        if dvc is not None:
+            return parents[dvc : dvc + (2 if FAILURE_NOTE in os.environ else 1)]
+    return []
+
+
+def _end_with(above: list[psutil.Process]) -> None:
+    while all(_lives(process) for process in above):
+        time.sleep(WATCH_SECONDS)
+    os._exit(EnvironmentFault.exit_code)
+
+
+def _lives(process: psutil.Process) -> bool:
+    with suppress(psutil.Error):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 def _leave(error: DmcpError) -> NoReturn:

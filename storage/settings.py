@@ -18,7 +18,9 @@ from storage.errors import SettingsError
 class Settings(BaseSettings):
     """All settings, with the embedded defaults."""
 
-    model_config = SettingsConfigDict(env_prefix="DMCP_", env_file=".env", extra="ignore", env_ignore_empty=True, frozen=True)
+    model_config = SettingsConfigDict(
+        env_prefix="DMCP_", env_file=".env", env_ignore_empty=True, extra="ignore", frozen=True
+    )
 
     home: Path = Field(Path(".dmcp"), description="private state: vault, registry, embedded object store, MLflow, logs")
     data: Path = Field(Path("data"), description="variants and reports, one folder a data set (DVC outputs)")

@@ -210,7 +210,7 @@ def translated(uri: str) -> Iterator[None]:
 
 def _unreachable(uri: str, error: Exception) -> ServiceError:
     reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
-    cure = "Start it, or correct DMCP_MLFLOW_URI (unset: SQLite below HOME); what was trained so far is kept."
+    cure = "Start it, or correct DMCP_MLFLOW_URI (unset: SQLite below HOME). A training under way goes on where it was."
     return ServiceError(f"MLflow does not answer at {_without_password(uri)}: {reason}.", cure)
 
 

@@ -27,9 +27,8 @@ def publish(
 
     Every image is checked first: what is not protected is never sent. Publishing the same again changes nothing.
     """
-    from tasks.publish import publish_variant
-
     from storage.settings import settings
+    from tasks.publish import publish_variant
 
     name = common.dataset_of(protected, dataset)
     text = terms.read_text(encoding="utf-8") if terms else None

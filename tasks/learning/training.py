@@ -229,8 +229,11 @@ def _gather(
 
 
 def _batches(n: int, size: int) -> list[slice]:
-    """Slices of at most `size`, equal but for one image: no small batch at the end, whose statistics would be noise."""
-    count = -(-n // size)
+    """Slices of at most `size`, equal but for one image: no small batch at the end, whose statistics would be noise.
+
+    None is a single image, which batch normalisation refuses: so a batch of 3 where an odd n is cut into pairs.
+    """
+    count = max(1, min(-(-n // size), n // 2))
     bounds = [n * i // count for i in range(count + 1)]
     return [slice(low, high) for low, high in pairwise(bounds)]
 

@@ -6,7 +6,7 @@ import pytest
 from pydantic import SecretStr
 
 from flows import stack
-from flows.deployments import call, live_api, live_workers
+from flows.deployments import call, is_served, live_api, live_workers
 from storage.errors import ServiceError
 from storage.settings import Settings
 
@@ -62,7 +62,8 @@ def test_what_a_setting_places_elsewhere_is_shown_and_not_stopped(
 
 def test_no_server_means_no_worker_and_no_exception(tmp_path: Path) -> None:
     assert live_api(Settings(home=tmp_path)) is None
-    assert live_workers(NOBODY) == 0
+    assert live_workers(NOBODY) == set()
+    assert not is_served(Settings(home=tmp_path), NOBODY)
     assert call("GET", f"{NOBODY}/health") is None
 
 

@@ -8,28 +8,23 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from flows import daemons, stack
 from flows.cli import app
 from storage.server import running_server
-from storage.settings import Settings, settings
+from storage.settings import settings
 from tasks.variants import load_arrays
 
 SMALL = ("--set", "train_limit=60", "--set", "test_limit=20", "--set", "shard_size=40")
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A home with a Prefect server and an object store, so that not every command starts them; no worker."""
-    conf = Settings(home=tmp_path / "home", data=tmp_path / "data")
-    monkeypatch.setenv("DMCP_HOME", str(conf.home))
-    monkeypatch.setenv("DMCP_DATA", str(conf.data))
-    monkeypatch.setenv("DMCP_WORKERS", "1")
-    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+def folder(tmp_path: Path, prefect_api: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A home with an object store; the Prefect server of the session, where no worker runs."""
+    for name, value in (("HOME", tmp_path / "home"), ("DATA", tmp_path / "data"), ("WORKERS", 1)):
+        monkeypatch.setenv(f"DMCP_{name}", str(value))
+    monkeypatch.setenv("PREFECT_API_URL", prefect_api)
     settings.cache_clear()
-    stack.start_prefect(conf)
-    with running_server(conf.home):
+    with running_server(tmp_path / "home"):
         yield tmp_path
-    daemons.stop(conf.home_path(), "prefect")
     settings.cache_clear()
 
 
