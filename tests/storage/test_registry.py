@@ -306,7 +306,7 @@ def open_and_add(url: str, name: str, together: Barrier) -> None:
 
 def test_processes_create_one_registry_together(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'registry.db'}"
-    context = multiprocessing.get_context("fork")  # at once, where starting interpreters would space them out
+    context = multiprocessing.get_context("spawn")  # a fork of a process with threads may hang or fail
     together = context.Barrier(4)
     workers = [context.Process(target=open_and_add, args=(url, f"u{n}", together)) for n in range(4)]
     for worker in workers:
