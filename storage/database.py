@@ -93,7 +93,7 @@ class Database:
         with self._reported(), Session(self._writing, expire_on_commit=False) as session, session.begin():
             yield session
 
-    def all(self, query: Select[Row]) -> Sequence[Row]:
+    def all(self, query: Select[tuple[Row]]) -> Sequence[Row]:
         """Everything a query selects, read and detached."""
         with self.read() as session:
             return session.scalars(query).all()

@@ -259,7 +259,7 @@ def _enabled(user: User) -> User:
     return user
 
 
-def _grants(user_id: int, dataset: str) -> Select[Grant]:
+def _grants(user_id: int, dataset: str) -> Select[tuple[Grant]]:
     return select(Grant).where(Grant.user_id == user_id, Grant.dataset == dataset).order_by(Grant.created, Grant.id)
 
 
