@@ -51,7 +51,7 @@ lint: $(STAMP) ## ruff, mypy, import-linter
 	$(BIN)/lint-imports
 
 bench: setup ## Time each step of protect and restore
-	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks.bench_method
 
 clean: ## Remove built and cached files; data, keys and models stay
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -16,7 +16,7 @@ from storage.settings import Settings
 
 POOL = "dmcp"
 RESTORE = "restore/restore"  # FLOW/DEPLOYMENT that serves requests
-DEPLOY_SECONDS = 300.0
+DEPLOY_SECONDS = 600.0
 ANSWER_SECONDS = 5.0
 
 

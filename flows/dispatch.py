@@ -64,11 +64,11 @@ def serve(settings: Settings, request_id: str, tell: Callable[[str], None], forc
 
 
 def _here(request_id: str, force: bool) -> None:
-    from flows.restore import run_request  # first: it sets what Prefect reads when it is imported
+    from flows.restore import serve_request  # first: it sets what Prefect reads when it is imported
     from flows.services import prefect_server
 
     with prefect_server():
-        run_request(request_id, force)
+        serve_request(request_id, force)
 
 
 # --- by a worker -----------------------------------------------------------------------------------------------------

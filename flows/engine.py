@@ -16,7 +16,8 @@ from storage.settings import settings
 
 for _name, _value in quiet_environment(settings()).items():
     os.environ.setdefault(_name, _value)
-settings().home_path("prefect").mkdir(parents=True, exist_ok=True)
+settings().home_path().mkdir(mode=0o700, parents=True, exist_ok=True)
+settings().home_path("prefect").mkdir(exist_ok=True)
 # The console shows our own messages; Prefect's, with their tracebacks, go to its server.
 os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
 # Threads that wait must not spin: shards, training and servers share the cores.
@@ -31,20 +32,8 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def flow(name: str) -> Callable[[Callable[P, R]], prefect.Flow[P, R]]:
-    """`prefect.flow`: its result stays in the process, and what failed for a reason of ours is not tried again."""
-    return prefect.flow(name=name, persist_result=False, retries=0)
-
-
-def task(name: str, run_name: str | None = None) -> Callable[[Callable[P, R]], prefect.Task[P, R]]:
-    """`prefect.task`, likewise, and never cached; `run_name` may use the parameters: "protect {shard}"."""
-    return prefect.task(
-        name=name, task_run_name=run_name or name, persist_result=False, retries=0, cache_policy=NO_CACHE
-    )
-
-
 def task_runner() -> TaskRunner[Any]:
-    """The runner that DMCP_RUNNER names, for `settings().workers` shards at once.
+    """The runner that DMCP_RUNNER names; `over_shards` says how many shards it has at once.
 
     Raises:
         SettingsError: its package is not installed.
@@ -70,8 +59,23 @@ def task_runner() -> TaskRunner[Any]:
         ) from error
 
 
+def flow(name: str, sharded: bool = False) -> Callable[[Callable[P, R]], prefect.Flow[P, R]]:
+    """`prefect.flow`: its result stays in the process, and what failed for a reason of ours is not tried again.
+
+    `sharded`: it maps tasks over shards, by the task runner of the settings.
+    """
+    return prefect.flow(name=name, persist_result=False, retries=0, task_runner=task_runner() if sharded else None)
+
+
+def task(name: str, run_name: str | None = None) -> Callable[[Callable[P, R]], prefect.Task[P, R]]:
+    """`prefect.task`, likewise, and never cached; `run_name` may use the parameters: "protect {shard}"."""
+    return prefect.task(
+        name=name, task_run_name=run_name or name, persist_result=False, retries=0, cache_policy=NO_CACHE
+    )
+
+
 def over_shards(work: prefect.Task[..., R], jobs: Iterable[tuple[Any, ...]], finished: Callable[[R], None]) -> None:
-    """Run a task for each job, a bounded number at a time; the first failure starts no more and is raised.
+    """Run a task for each job, `settings().workers` at a time; the first failure starts no more and is raised.
 
     Args:
         work: a Prefect task, called with the members of a job by the running flow's task runner.
@@ -80,7 +84,7 @@ def over_shards(work: prefect.Task[..., R], jobs: Iterable[tuple[Any, ...]], fin
     """
     waiting = iter(jobs)
     running: list[Any] = []
-    window = settings().workers + 1
+    window = settings().workers
     while True:
         running += [work.submit(*job) for job in islice(waiting, window - len(running))]
         if not running:

@@ -19,6 +19,9 @@ def quiet_environment(settings: Settings) -> dict[str, str]:
         "PREFECT_HOME": str(settings.home_path("prefect")),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+        # SQLite has one writer at a time; on a busy disk its turn may come later than the 5 and 10 s Prefect waits.
+        "PREFECT_SERVER_DATABASE_TIMEOUT": "60",
+        "PREFECT_SERVER_DATABASE_CONNECTION_TIMEOUT": "60",
         "PREFECT_CLI_PROMPT": "false",
         "DO_NOT_TRACK": "true",
         "MLFLOW_DISABLE_TELEMETRY": "true",

@@ -2,6 +2,7 @@
 
 from flows.console import progress
 from flows.engine import flow, task
+from flows.graph import check_selection
 from flows.stage import stage_main
 from storage.settings import settings
 from tasks import evaluate as evaluation
@@ -19,6 +20,7 @@ def measure(dataset: str) -> None:
 @flow("evaluate")
 def evaluate(dataset: str) -> None:
     """Write data/DATASET/metrics/evaluation.json and data/DATASET/plots."""
+    check_selection(dataset)
     measure(dataset)
 
 

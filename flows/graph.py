@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from flows.stage import FAILURE_NOTE
-from storage.errors import DmcpError, ServiceError
+from storage.errors import DmcpError, ServiceError, UsageError
 from storage.files import write_atomic
 from tasks.params import load_params
 
@@ -37,6 +37,24 @@ def select_dataset(name: str) -> None:
     text = _HEADER + yaml.safe_dump({"dataset": name, "seeds": seeds}, sort_keys=False)
     if not SELECTION.exists() or SELECTION.read_text(encoding="utf-8") != text:
         write_atomic(SELECTION, text.encode())
+
+
+def check_selection(dataset: str) -> None:
+    """See that the stages were made for the seeds that params.yaml has now.
+
+    Raises:
+        UsageError: they were not; models of some seeds are missing, or not wanted any more.
+    """
+    try:
+        selected = yaml.safe_load(SELECTION.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return
+    wanted = load_params(dataset).seeds
+    if selected["dataset"] == dataset and selected["seeds"] != wanted:
+        raise UsageError(
+            f"params.yaml asks for the seeds {wanted} of {dataset}, and the stages were made for {selected['seeds']}.",
+            f"Make them anew: make run DATASET={dataset}",
+        )
 
 
 def stages() -> list[str]:
@@ -68,7 +86,7 @@ def run_stage(stage: str) -> None:
     with tempfile.TemporaryDirectory(prefix="dmcp-") as folder:
         note = Path(folder, "failure.json")
         command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", stage]
-        env = environment() | {FAILURE_NOTE: str(note)}
+        env = _environment() | {FAILURE_NOTE: str(note)}
         with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) as dvc:
             assert dvc.stdout is not None
             for line in dvc.stdout:  # progress goes to stderr, which is the terminal's own
@@ -98,12 +116,12 @@ def push() -> bool:
         if not repo.config["core"].get("remote"):
             return False
     command = [sys.executable, "-m", "dvc", "--wait-for-lock", "push"]
-    if subprocess.run(command, env=environment(), check=False).returncode != 0:
+    if subprocess.run(command, env=_environment(), check=False).returncode != 0:
         raise ServiceError("dvc push failed; what it said stands above.", "Correct the remote: dvc remote list.")
     return True
 
 
-def environment() -> dict[str, str]:
+def _environment() -> dict[str, str]:
     """The environment of DVC: ours, with this interpreter first, so that `python` in dvc.yaml is this one."""
     folder = str(Path(sys.executable).parent)
     path = os.pathsep.join([folder, os.environ.get("PATH", "")])

@@ -13,7 +13,7 @@ from typing import Any
 
 from flows.access import current_key_id, data_key
 from flows.console import note
-from flows.engine import flow, over_shards, task, task_runner
+from flows.engine import flow, over_shards, task
 from flows.meter import meter
 from flows.stage import stage_main
 from flows.work import Slot, Work, code_digest, place, read_job, work_for
@@ -38,6 +38,7 @@ from tasks.protect import (
 CODE = (
     "tasks/method",
     "tasks/protect.py",
+    "tasks/batches.py",
     "tasks/models_io.py",
     "tasks/learning",
     "storage/png.py",
@@ -59,7 +60,7 @@ def protect(dataset: str) -> None:
 
 
 def run_protect(clean: Path, out: Path, surrogate: Path, params: ProtectParams, key_id: str) -> dict[str, Any]:
-    """Protect a variant; the flow `protect`, with the task runner of the settings.
+    """Protect a variant.
 
     Args:
         clean: the variant to protect; every image needs a label.
@@ -75,19 +76,52 @@ def run_protect(clean: Path, out: Path, surrogate: Path, params: ProtectParams, 
         UnknownKey, VaultLocked: the vault does not give the key.
         CorruptManifest, CorruptShard, UnsupportedImage, DatasetError: the variant can not be read.
         ParameterError: the parameters do not fit together, or not to the variant.
+        WorkspaceBusy: another process does the very same.
     """
-    run = protect_variant.with_options(task_runner=task_runner())
-    return run(str(clean), str(out), str(surrogate), params.model_dump(), key_id)
+    return protect_variant(str(clean), str(out), str(surrogate), params.model_dump(), key_id)
 
 
-@flow("protect")
+@flow("protect", sharded=True)
 def protect_variant(clean: str, out: str, surrogate: str, parameters: dict[str, Any], key_id: str) -> dict[str, Any]:
     """Protect all shards of a variant; only paths, parameters and the key's public id travel."""
     started = time.monotonic()
     source, target = Path(clean), Path(out)
     manifest = read_manifest(source)
     data_key(key_id)  # before anything is computed: is the key there?
-    work = _prepare(source, manifest, Path(surrogate), parameters, key_id)
+    facts = {
+        "clean": sha256_file(source / MANIFEST_NAME),
+        "surrogate": sha256_file(Path(surrogate)),
+        "parameters": parameters,
+        "key": key_id,
+        "device": resolve_device(settings().device).type,
+        "code": code_digest(*CODE),
+    }
+    with work_for("protect", manifest.dataset, facts) as work:
+        _prepare(work, facts, source, manifest, Path(surrogate))
+        reports = _protect_shards(manifest, work)
+        with replace_directory(target, MANIFEST_NAME) as folder:
+            shards = [_placed(work.slot(shard.sha256), folder / shard.name) for shard in manifest.shards]
+            write_manifest(folder, manifest.model_copy(update={"shards": shards}))
+        work.keep_only_this()
+    metrics = summarise([reports[shard.name] for shard in manifest.shards])
+    metrics |= {"wall_seconds": round(time.monotonic() - started, 3), "workers": settings().workers, "key_id": key_id}
+    note(f"Protected {metrics['protected']:,} of {metrics['images']:,} images in {metrics['wall_seconds']:.0f} s.")
+    return metrics
+
+
+def _prepare(work: Work, facts: dict[str, Any], clean: Path, manifest: Manifest, surrogate: Path) -> None:
+    """Leave in the work folder what all shards share: the job, and the library of targets."""
+    wanted = method_parameters(facts["parameters"])
+    library = work.folder / "library.npy"
+    surrogate_features(surrogate.resolve(), wanted.layer, facts["device"])  # loaded before threads use it
+    if not library.exists():
+        prepare_library(clean, surrogate.resolve(), library, wanted, facts["device"])
+    paths = {"clean": clean.resolve(), "surrogate": surrogate.resolve(), "library": library}
+    work.write_job(facts | paths | {"dataset": manifest.dataset, "split": manifest.split})
+
+
+def _protect_shards(manifest: Manifest, work: Work) -> dict[str, ShardReport]:
+    """The reports of all shards, by name."""
     reports: dict[str, ShardReport] = {}
     with meter("protect", len(manifest.shards), manifest.samples) as progress:
 
@@ -96,36 +130,7 @@ def protect_variant(clean: str, out: str, surrogate: str, parameters: dict[str, 
             progress.advance(result["report"]["images"], result["reused"])
 
         over_shards(protect_one, ((s.name, s.sha256, str(work.folder)) for s in manifest.shards), finished)
-    with replace_directory(target, MANIFEST_NAME) as folder:
-        shards = [_placed(work.slot(shard.sha256), folder / shard.name) for shard in manifest.shards]
-        write_manifest(folder, manifest.model_copy(update={"shards": shards}))
-    work.keep_only_this()
-    metrics = summarise([reports[shard.name] for shard in manifest.shards])
-    metrics |= {"wall_seconds": round(time.monotonic() - started, 3), "workers": settings().workers, "key_id": key_id}
-    note(f"Protected {metrics['protected']:,} of {metrics['images']:,} images in {metrics['wall_seconds']:.0f} s.")
-    return metrics
-
-
-def _prepare(clean: Path, manifest: Manifest, surrogate: Path, parameters: Mapping[str, Any], key_id: str) -> Work:
-    """Where the shards are built, with what they all share: the job, and the library of targets."""
-    device = resolve_device(settings().device).type
-    facts = {
-        "clean": sha256_file(clean / MANIFEST_NAME),
-        "surrogate": sha256_file(surrogate),
-        "parameters": parameters,
-        "key": key_id,
-        "device": device,
-        "code": code_digest(*CODE),
-    }
-    work = work_for("protect", manifest.dataset, facts)
-    wanted = method_parameters(parameters)
-    library = work.folder / "library.npy"
-    surrogate_features(surrogate.resolve(), wanted.layer, device)  # loaded before threads use it
-    if not library.exists():
-        prepare_library(clean, surrogate.resolve(), library, wanted, device)
-    paths = {"clean": clean.resolve(), "surrogate": surrogate.resolve(), "library": library}
-    work.write_job(facts | paths | {"dataset": manifest.dataset, "split": manifest.split})
-    return work
+    return reports
 
 
 def method_parameters(section: Mapping[str, Any]) -> ProtectParameters:

@@ -16,7 +16,7 @@ from typing import Any
 
 from flows import access
 from flows.console import note
-from flows.engine import flow, over_shards, task, task_runner
+from flows.engine import flow, over_shards, task
 from flows.meter import meter
 from flows.services import object_store
 from flows.stage import stage_main
@@ -35,7 +35,7 @@ from tasks.request_index import InputShard, RefusedFile, RequestIndex, RequestRe
 from tasks.request_variants import local_index
 from tasks.restore import restore_samples
 
-CODE = ("tasks/method", "tasks/restore.py", "storage/png.py", "storage/shards.py")
+CODE = ("tasks/method", "tasks/restore.py", "tasks/batches.py", "storage/png.py", "storage/shards.py")
 
 
 @dataclass
@@ -59,7 +59,7 @@ class Served:
 # --- a request of a user ---------------------------------------------------------------------------------------------
 
 
-@flow("restore")
+@flow("restore", sharded=True)
 def serve_request(request_id: str, force: bool = False) -> dict[str, Any]:
     """Restore what a request asks for, and put the results into the private bucket.
 
@@ -79,23 +79,17 @@ def serve_request(request_id: str, force: bool = False) -> dict[str, Any]:
         with _failure_recorded(book, request_id):
             store = open_store(settings(), "private")
             index = fetch_index(store, request)
-            work = work_for("restore", request_id, {"code": code_digest(*CODE)})
-            served = _serve(request, index, work, deliver=True)
-            results = [served.results[number] for number in sorted(served.results)]
-            report = make_report(request_id, index, results, served.restored, served.refused)
-            key = put_report(store, report)
-            _raise_if_barred(report)
-            refused = len(report.refused) + len(index.refused)
-            book.set_request_state(request_id, "done", restored=report.restored, refused=refused, result=key)
-        work.discard()
+            with work_for("restore", request_id, {"code": code_digest(*CODE)}) as work:
+                served = _serve(request, index, work, deliver=True)
+                results = [served.results[number] for number in sorted(served.results)]
+                report = make_report(request_id, index, results, served.restored, served.refused)
+                key = put_report(store, report)
+                _raise_if_barred(report)
+                refused = len(report.refused) + len(index.refused)
+                book.set_request_state(request_id, "done", restored=report.restored, refused=refused, result=key)
+                work.discard()
     note(f"Request {request_id}: {report.restored:,} images restored, {refused:,} refused.")
     return {"images": report.restored + refused, "restored": report.restored, "refused": refused}
-
-
-def run_request(request_id: str, force: bool = False) -> dict[str, Any]:
-    """`serve_request` in this process, with the task runner of the settings."""
-    run = serve_request.with_options(task_runner=task_runner())
-    return run(request_id, force)
 
 
 @contextmanager
@@ -122,10 +116,10 @@ def _raise_if_barred(report: RequestReport) -> None:
 
 def restore(dataset: str) -> None:
     """Restore data/DATASET/protected as data/DATASET/recovered, every image of it, and write metrics/restore.json."""
-    restore_variant.with_options(task_runner=task_runner())(dataset)
+    restore_variant(dataset)
 
 
-@flow("restore-variant")
+@flow("restore-variant", sharded=True)
 def restore_variant(dataset: str) -> None:
     """A request of the user `pipeline` for the whole protected variant, served into a folder beside it.
 
@@ -143,14 +137,14 @@ def restore_variant(dataset: str) -> None:
         request_id = book.create_request(user.id, "variant", dataset, source, images=index.images)
         request = book.claim_request(request_id)
         with _failure_recorded(book, request_id):
-            work = work_for("restore", dataset, {"code": code_digest(*CODE)})
-            served = _serve(request, index, work, deliver=False)
-            _check_all_restored(dataset, index, served)
-            _place(folder, work, served)
+            with work_for("restore", dataset, {"code": code_digest(*CODE)}) as work:
+                served = _serve(request, index, work, deliver=False)
+                _check_all_restored(dataset, index, served)
+                _place(folder, work, served)
+                work.keep_only_this()
             book.set_request_state(
                 request_id, "done", restored=index.images, refused=0, result=str(folder / "recovered")
             )
-    work.keep_only_this()
     metrics = {
         "images": index.images,
         "restored": index.images,

@@ -24,8 +24,9 @@ import psutil
 
 from flows.console import show_error
 from flows.services import is_dvc, prefect_server
-from storage.errors import DmcpError, EnvironmentFault
+from storage.errors import DmcpError, EnvironmentFault, SettingsError
 from storage.files import write_atomic
+from storage.settings import settings
 
 FAILURE_NOTE = "DMCP_FAILURE_NOTE"
 """Environment variable: file in which a stage that fails leaves its message and exit code."""
@@ -44,6 +45,7 @@ def stage_main(stage: Any, arguments: Sequence[str] | None = None) -> NoReturn:
     options = _options(stage, arguments)
     threading.Thread(target=_end_with, args=(_above(),), daemon=True).start()
     try:
+        _check_data()
         with prefect_server():
             stage(**options)
     except DmcpError as error:
@@ -56,6 +58,12 @@ def stage_main(stage: Any, arguments: Sequence[str] | None = None) -> NoReturn:
     except KeyboardInterrupt:
         sys.exit(130)
     sys.exit(0)
+
+
+def _check_data() -> None:
+    """dvc.yaml says where a stage's outputs lie; a setting that says otherwise would have DVC look in vain."""
+    if settings().data.resolve() != Path("data").resolve():
+        raise SettingsError(f"DMCP_DATA is {settings().data}, and stages write below data/.", "Unset it for stages.")
 
 
 def _above() -> list[psutil.Process]:

@@ -3,18 +3,22 @@
 DVC deletes a stage's outputs before it runs, so shards are built below HOME/work/STAGE/NAME/DIGEST/ and linked into the
 output when all are there. DIGEST covers everything that decides their bytes (parameters, key id, surrogate, the code
 itself) and each shard's folder is named by the digest of its input, so what is found there is what would be computed.
-One DIGEST is kept for each stage and name: the last.
+One DIGEST is kept for each stage and name: the last. A folder is locked while a process works in it.
 """
 
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
+from storage.errors import WorkspaceBusy
 from storage.files import write_atomic
 from storage.settings import settings
 
@@ -39,10 +43,12 @@ class Work:
         return str(self.folder)
 
     def keep_only_this(self) -> None:
-        """Remove what other parameters or older code left of the same stage and name."""
+        """Remove what other parameters or older code left of the same stage and name, unless someone is at it."""
         for other in self.folder.parent.iterdir():
-            if other != self.folder:
-                shutil.rmtree(other, ignore_errors=True)
+            if other != self.folder and other.is_dir():
+                with suppress(Timeout), FileLock(_lock(other), timeout=0):
+                    shutil.rmtree(other, ignore_errors=True)
+                    _lock(other).unlink(missing_ok=True)
 
     def discard(self) -> None:
         """Remove this one too."""
@@ -74,12 +80,25 @@ class Slot:
         write_atomic(self.folder / _REPORT, json.dumps(report).encode())
 
 
-def work_for(stage: str, name: str, facts: Mapping[str, Any]) -> Work:
-    """The work folder of a stage; `facts` are all that decides the results but for the input shards."""
+@contextmanager
+def work_for(stage: str, name: str, facts: Mapping[str, Any]) -> Iterator[Work]:
+    """The work folder of a stage; `facts` are all that decides the results but for the input shards.
+
+    Raises:
+        WorkspaceBusy: another process does the very same.
+    """
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
     folder = settings().home_path("work", stage, name, digest[:32])
     folder.mkdir(parents=True, exist_ok=True)
-    return Work(folder)
+    try:
+        with FileLock(_lock(folder), timeout=0):
+            yield Work(folder)
+    except Timeout:
+        raise WorkspaceBusy(f"Another process is at {stage} of {name}.", "Wait until it is done.") from None
+
+
+def _lock(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.lock")
 
 
 def read_job(folder: str) -> Any:

@@ -23,6 +23,7 @@ from storage.files import open_atomic
 from storage.manifest import read_manifest
 from storage.png import decode_png, encode_png
 from storage.shards import Sample, read_shard, write_shard
+from tasks.batches import by_shape
 from tasks.method.paper import PaperParameters, PaperProfile
 from tasks.method.perturbation import Features, FeatureSpacePerturbation, FspParameters, build_library
 from tasks.method.profiles import LeftOut, Profile
@@ -83,14 +84,6 @@ class ShardReport:
         start = time.perf_counter()
         yield
         self.seconds[step] = self.seconds.get(step, 0.0) + time.perf_counter() - start
-
-
-def by_shape(images: list[NDArray[np.uint8]]) -> Iterator[list[int]]:
-    """Indices of images of the same shape, shapes in order of first appearance."""
-    groups: dict[tuple[int, ...], list[int]] = {}
-    for i, image in enumerate(images):
-        groups.setdefault(image.shape, []).append(i)
-    yield from groups.values()
 
 
 _LOADING = threading.Lock()

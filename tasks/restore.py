@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from storage.errors import DmcpError
 from storage.png import decode_png, encode_png
 from storage.shards import Sample
+from tasks.batches import by_shape
 from tasks.method.carriers import read_headers
 from tasks.method.header import Header
 from tasks.method.paper import PaperProfile
 from tasks.method.seal import DataKey
-from tasks.protect import by_shape
 
 FindKey = Callable[[str], DataKey]
 """Key id (16 hex digits) to key. Raises UnknownKey, ForeignImage or NotAuthorised for keys this request may not use."""

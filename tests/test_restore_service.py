@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -279,6 +280,22 @@ def test_the_flow_itself_refuses_with_codes_of_its_own(place: Place) -> None:
     after = place.dmcp("restore", ids["revoked"], str(place.folder / "granted-out"))  # the same request, tried again
     assert after.code == 0, after.err
     assert_restored(place, place.folder / "granted-out", {"1.png": 0})
+
+
+def test_the_nightly_run_is_scheduled(place: Place) -> None:
+    """Prefect's scheduler makes the runs of the cron deployment once a minute."""
+    wanted = {
+        "deployments": {"name": {"any_": ["pipeline"]}},
+        "flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}},
+    }
+    deadline = time.monotonic() + 180
+    times: list[str] = []
+    while not times and time.monotonic() < deadline:
+        answer = httpx.post(f"{place.address('prefect')}/api/flow_runs/filter", json=wanted)
+        times = [run["expected_start_time"] for run in answer.json()]
+        time.sleep(1)
+    assert times
+    assert all("T02:00:00" in moment for moment in times)
 
 
 def test_down_stops_everything_and_up_would_start_it_at_the_same_address(place: Place) -> None:

@@ -95,7 +95,7 @@ def test_bytes_do_not_depend_on_the_number_of_workers(copy: Path, monkeypatch: p
 def test_finished_shards_are_not_computed_again(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = digests(copy / "data/sample/protected")
     shutil.rmtree(copy / "data/sample/protected")
-    work = next((copy / ".dmcp/work/protect/sample").iterdir())
+    (work,) = works(copy)
     slots = sorted(path for path in work.iterdir() if path.is_dir())
     assert len(slots) == SHARDS
     shutil.rmtree(slots[0])
@@ -111,8 +111,8 @@ def test_a_killed_run_goes_on_with_what_was_not_finished(copy: Path, prefect_api
     write_tiny_params(copy, protect=slow)
     environment = os.environ | {"PREFECT_API_URL": prefect_api, "PYTHONPATH": str(PROJECT), "DMCP_WORKERS": "1"}
     command = [sys.executable, "-m", "flows.protect", "--dataset", "sample"]
+    old = works(copy)
     process = subprocess.Popen(command, env=environment, cwd=copy, start_new_session=True)
-    old = set((copy / ".dmcp/work/protect/sample").iterdir())
     while not (reports := _reports(copy, old)):
         assert process.poll() is None, "it ended before it could be killed"
         time.sleep(0.02)
@@ -131,21 +131,21 @@ def test_a_killed_run_goes_on_with_what_was_not_finished(copy: Path, prefect_api
     assert digests(copy / "data/sample/protected") == resumed
 
 
+def works(folder: Path) -> set[Path]:
+    return {path for path in (folder / ".dmcp/work/protect/sample").iterdir() if path.is_dir()}
+
+
 def _reports(folder: Path, but: set[Path]) -> list[Path]:
-    return [
-        path
-        for work in set((folder / ".dmcp/work/protect/sample").iterdir()) - but
-        for path in work.glob("*/report.json")
-    ]
+    return [path for work in works(folder) - but for path in work.glob("*/report.json")]
 
 
 def test_other_parameters_are_other_work(copy: Path) -> None:
     before = digests(copy / "data/sample/protected")
-    work = list((copy / ".dmcp/work/protect/sample").iterdir())
+    work = works(copy)
     write_tiny_params(copy, protect={"perturbation": {"epsilon": 0.05, "steps": 2, "library": 4, "batch_size": 32}})
     protect("sample")
     assert digests(copy / "data/sample/protected")["train-000000.tar"] != before["train-000000.tar"]
-    now = list((copy / ".dmcp/work/protect/sample").iterdir())
+    now = works(copy)
     assert len(now) == 1 and now != work
 
 

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from flows import work as module
-from flows.work import code_digest, place, work_for
+from flows.work import Work, code_digest, place, work_for
+from storage.errors import WorkspaceBusy
 from storage.settings import settings
 
 
@@ -17,8 +18,14 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     settings.cache_clear()
 
 
+def made(stage: str, name: str, facts: dict) -> Work:
+    with work_for(stage, name, facts) as work:
+        return work
+
+
 def test_a_result_counts_only_with_its_report() -> None:
-    slot = work_for("protect", "x", {"a": 1}).slot("ff")
+    with work_for("protect", "x", {"a": 1}) as work:
+        slot = work.slot("ff")
     slot.folder.mkdir()
     assert slot.finished() is None
     slot.shard.write_bytes(b"whole or not")
@@ -30,21 +37,29 @@ def test_a_result_counts_only_with_its_report() -> None:
 
 
 def test_the_same_facts_find_the_same_work() -> None:
-    assert work_for("protect", "x", {"a": 1, "b": 2}) == work_for("protect", "x", {"b": 2, "a": 1})
+    assert made("protect", "x", {"a": 1, "b": 2}) == made("protect", "x", {"b": 2, "a": 1})
 
 
 @pytest.mark.parametrize("other", [("restore", "x", {"a": 1}), ("protect", "y", {"a": 1}), ("protect", "x", {"a": 2})])
 def test_other_facts_find_other_work(other: tuple) -> None:
-    assert work_for("protect", "x", {"a": 1}) != work_for(*other)
+    assert made("protect", "x", {"a": 1}) != made(*other)
 
 
 def test_only_the_last_work_of_a_data_set_is_kept() -> None:
-    old, other = work_for("protect", "x", {"a": 1}), work_for("protect", "y", {"a": 1})
-    new = work_for("protect", "x", {"a": 2})
-    new.keep_only_this()
-    assert new.folder.exists() and other.folder.exists() and not old.folder.exists()
-    new.discard()
-    assert not new.folder.exists()
+    old, other = made("protect", "x", {"a": 1}), made("protect", "y", {"a": 1})
+    with work_for("protect", "x", {"a": 2}) as new, work_for("protect", "x", {"a": 3}) as busy:
+        new.keep_only_this()
+        assert new.folder.exists() and other.folder.exists() and not old.folder.exists()
+        assert busy.folder.exists()
+        new.discard()
+        assert not new.folder.exists()
+
+
+def test_two_processes_do_not_do_the_same() -> None:
+    with work_for("protect", "x", {"a": 1}), pytest.raises(WorkspaceBusy), work_for("protect", "x", {"a": 1}):
+        pass
+    with work_for("protect", "x", {"a": 1}):
+        pass
 
 
 def test_the_digest_of_code_sees_every_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

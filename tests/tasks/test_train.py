@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from storage.errors import CorruptManifest, DatasetError, ParameterError
+from tasks.learning.device import resolve_precision
 from tasks.metrics import TrainMetrics, read_record
 from tasks.models_io import load_model
 from tasks.surrogate import train_surrogate
@@ -118,7 +119,7 @@ def test_other_inputs_are_another_training(sample: Path, tmp_path: Path) -> None
     others = [
         digest(PARAMS | {"epochs": 4}), digest(PARAMS | {"lr": None}), digest(PARAMS | {"stem": "small"}),
         digest(PARAMS | {"image_size": 32}), digest(PARAMS, 1), digest(PARAMS, variant="test"),
-        digest(PARAMS, precision="fp32" if torch.cpu._is_amx_tile_supported() else "bf16"),
+        digest(PARAMS, precision="fp32" if resolve_precision("auto", torch.device("cpu")) == "bf16" else "bf16"),
     ]  # fmt: skip
     assert len({base, *others}) == 8
 
