@@ -50,8 +50,10 @@ lint: $(STAMP) ## ruff, mypy, import-linter
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: setup ## Time each step of protect and restore
+bench: setup ## Time each step of protect and restore, beside Pillow and Stegano (GPL, installed for this alone)
+	@$(BIN)/uv pip install --python $(BIN)/python --quiet --no-deps --target .bench stegano crayons piexif opencv-python-headless
 	$(BIN)/python -m benchmarks.bench_method
+	PYTHONPATH=.bench $(BIN)/python -m benchmarks.bench_exact
 
 clean: ## Remove built and cached files; data, keys and models stay
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -5,7 +5,7 @@
 One thread. A figure is the median over the repeats of the processor time for all images, divided by their number
 (processor time, so that a busy machine distorts it little). Images come from the mirror (DMCP_MIRROR: CIFAR-10 and
 TinyImageNet) where there is one, else from `sample` (four tiled for 64x64). The surrogate has random weights: how
-long it takes does not depend on them. Parameters are those of params.yaml.
+long it takes does not depend on them. The profile is `paper`, its parameters those of params.yaml.
 """
 
 import argparse
@@ -28,12 +28,12 @@ from tasks.machine import describe_machine
 from tasks.method import sequence, transform
 from tasks.method.carriers import LsbCarrier, read_headers
 from tasks.method.header import Header
-from tasks.method.paper import PaperParameters, PaperProfile
+from tasks.method.paper import PaperFitted, PaperParameters, PaperProfile
 from tasks.method.perturbation import FeatureSpacePerturbation, FspParameters
-from tasks.method.profiles import Fitted, LeftOut
+from tasks.method.profiles import LeftOut
 from tasks.method.seal import TAG_BYTES, DataKey
 from tasks.params import load_params
-from tasks.protect import ProtectParameters
+from tasks.protect import PaperMethod
 
 Images = NDArray[np.uint8]
 Times = dict[str, float]
@@ -77,7 +77,7 @@ def load_images(side: int, count: int) -> tuple[Images, str]:
     return images, name
 
 
-def bench(images: Images, parameters: ProtectParameters, repeats: int) -> tuple[Times, int]:
+def bench(images: Images, parameters: PaperMethod, repeats: int) -> tuple[Times, int]:
     """Microseconds an image of every step, and how many images took part (those the ladder left out do not)."""
     clock = Clock(len(images), repeats)
     key = DataKey(bytes(range(32)), "bench")
@@ -94,18 +94,21 @@ def bench(images: Images, parameters: ProtectParameters, repeats: int) -> tuple[
     fitted = clock.time("protect: mRIT and Sequence, whole ladder", lambda: profile.fit(images, perturbed))
     kept = [i for i, found in enumerate(fitted) if not isinstance(found, LeftOut)]
     clean, looks, ids = images[kept], [fitted[i] for i in kept], [ids[i] for i in kept]
+    own: list[int | None] = [int(labels[i]) for i in kept]
     clock.images = len(kept)
-    protected = clock.time("protect: digest, seal, carry, verify", lambda: profile.carry(looks, clean, ids, key))
+    carried = clock.time("protect: digest, seal, carry, verify", lambda: profile.carry(looks, clean, own, ids, key))
+    protected = np.stack([c.image for c in carried])
     _bench_kernels(clock, clean, looks)
     sealed = [encode_png(image) for image in protected]
     clock.time("protect: PNG encode", lambda: [encode_png(image) for image in protected])
 
     clock.time("restore: PNG decode, checked", lambda: [decode_png(png, "bench") for png in sealed])
     headers = clock.time("restore: header", lambda: [Header.unpack(raw) for raw in read_headers(protected)])
-    recovered = clock.time("restore: extract, open, undo", lambda: profile.recover(protected, headers, key))
+    nothing: list[bytes | None] = [None] * len(kept)
+    found = clock.time("restore: extract, open, undo", lambda: profile.recover(protected, headers, nothing, key))
     _bench_sealing(clock, key, looks, headers)
     _bench_inverse(clock, protected, looks)
-    clock.time("restore: PNG encode", lambda: [encode_png(image) for image in recovered])
+    clock.time("restore: PNG encode", lambda: [encode_png(r.image) for r in found])
     return clock.times, len(kept)
 
 
@@ -115,7 +118,7 @@ def _pillow_encode(image: Images) -> bytes:
     return out.getvalue()
 
 
-def _perturbation(parameters: ProtectParameters, key: DataKey) -> FeatureSpacePerturbation:
+def _perturbation(parameters: PaperMethod, key: DataKey) -> FeatureSpacePerturbation:
     import torch
 
     from tasks.learning.features import Features
@@ -129,57 +132,57 @@ def _perturbation(parameters: ProtectParameters, key: DataKey) -> FeatureSpacePe
     return FeatureSpacePerturbation(features, library, parameters.perturbation, key.derive(b"derangement", 16))
 
 
-def _bench_kernels(clock: Clock, clean: Images, looks: list[Fitted]) -> None:
+def _bench_kernels(clock: Clock, clean: Images, looks: list[PaperFitted]) -> None:
     """The parts of "mRIT and Sequence" apart, with the parameters of each image's own rung."""
     out, buffer = np.empty_like(clean[0]), np.zeros(4 * clean[0].size, np.uint8)
 
     def mrit() -> list[Any]:
         return [
-            transform.transform(image, f.look, f.block, f.classes, f.step, f.planes, f.pairing, out)
-            for image, f in zip(clean, looks, strict=True)
+            transform.transform(image, f.look, g.block, g.classes, g.step, g.planes, g.pairing, out)
+            for image, f, g in ((image, f, f.geometry) for image, f in zip(clean, looks, strict=True))
         ]
 
     made = clock.time("… of it mRIT, one pass", mrit)
-    columns = clean.shape[2] // looks[0].block
+    columns = clean.shape[2] // looks[0].geometry.block
 
     def encode() -> None:
         for f, (used, source, target, turn, shift, edge) in zip(looks, made, strict=True):
-            bits = f.classes.bit_length() - 1
-            sequence.encode(buffer, f.block, bits, columns, used, source, target, turn, shift, edge)
+            bits = f.geometry.classes.bit_length() - 1
+            sequence.encode(buffer, f.geometry.block, bits, columns, used, source, target, turn, shift, edge)
 
     clock.time("… of it Sequence coding, one pass", encode)
 
 
-def _bench_sealing(clock: Clock, key: DataKey, looks: list[Fitted], headers: list[Header]) -> None:
+def _bench_sealing(clock: Clock, key: DataKey, looks: list[PaperFitted], headers: list[Header]) -> None:
     """AES-SIV apart."""
-    shape, digest = looks[0].look.shape[:2], bytes(32)
-    packed = [header.pack() for header in headers]
+    bound = [[header.pack(), b"bench", bytes(8), bytes(32)] for header in headers]
     sealed = clock.time(
         "… of protect: AES-SIV seal",
-        lambda: [key.seal(f.sequence, head, shape, digest) for f, head in zip(looks, packed, strict=True)],
+        lambda: [key.seal(f.secret, parts) for f, parts in zip(looks, bound, strict=True)],
     )
     clock.time(
         "… of restore: AES-SIV open",
-        lambda: [key.open(data, head, shape, digest) for data, head in zip(sealed, packed, strict=True)],
+        lambda: [key.open(data, parts) for data, parts in zip(sealed, bound, strict=True)],
     )
 
 
-def _bench_inverse(clock: Clock, protected: Images, looks: list[Fitted]) -> None:
+def _bench_inverse(clock: Clock, protected: Images, looks: list[PaperFitted]) -> None:
     """Bits out of the planes, Sequence decoding."""
-    sizes = np.array([len(f.sequence) + TAG_BYTES for f in looks], np.int64)
-    planes = np.array([f.planes for f in looks])
+    sizes = np.array([len(f.secret) + TAG_BYTES for f in looks], np.int64)
+    planes = np.array([f.geometry.planes for f in looks])
 
     def extract() -> None:
         for count in np.unique(planes):
             LsbCarrier(int(count)).extract(protected[planes == count], sizes[planes == count])
 
     clock.time("… of restore: bits out of the planes", extract)
-    codes = [np.frombuffer(bytearray(f.sequence or b"\0"), np.uint8) for f in looks]
+    codes = [np.frombuffer(bytearray(f.secret or b"\0"), np.uint8) for f in looks]
     height, width = protected.shape[1:3]
 
     def decode() -> None:
         for f, code in zip(looks, codes, strict=True):
-            sequence.decode(code, height, width, f.block, f.classes.bit_length() - 1, f.pairing)
+            g = f.geometry
+            sequence.decode(code, height, width, g.block, g.classes.bit_length() - 1, g.pairing)
 
     clock.time("… of restore: Sequence decoding", decode)
 
@@ -218,10 +221,9 @@ def markdown(columns: dict[str, Times]) -> str:
     return "\n".join(lines)
 
 
-def _parameters(dataset: str, path: Path) -> ProtectParameters:
-    section = load_params(dataset, path).protect
-    return ProtectParameters(
-        section.profile,
+def _parameters(dataset: str, path: Path) -> PaperMethod:
+    section = load_params(dataset, path).protect.paper
+    return PaperMethod(
         section.layer,
         FspParameters(**section.perturbation.model_dump()),
         PaperParameters(**section.transform.model_dump()),

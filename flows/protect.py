@@ -22,12 +22,16 @@ from storage.manifest import MANIFEST_NAME, Manifest, read_manifest, write_manif
 from storage.settings import settings
 from storage.shards import ShardInfo, describe_shard
 from tasks.learning.device import resolve_device
+from tasks.method.exact import ExactParameters
 from tasks.method.paper import PaperParameters
 from tasks.method.perturbation import FspParameters
+from tasks.method.sign_perturbation import SignParameters
 from tasks.params import ProtectParams, load_params
 from tasks.protect import (
+    ExactMethod,
+    Method,
+    PaperMethod,
     ProtectJob,
-    ProtectParameters,
     ShardReport,
     prepare_library,
     protect_shard,
@@ -91,7 +95,8 @@ def protect_variant(clean: str, out: str, surrogate: str, parameters: dict[str, 
     facts = {
         "clean": sha256_file(source / MANIFEST_NAME),
         "surrogate": sha256_file(Path(surrogate)),
-        "parameters": parameters,
+        # Of the profile that is used alone: other values of the other one decide nothing.
+        "parameters": {name: parameters[name] for name in ("profile", parameters["profile"])},
         "key": key_id,
         "device": resolve_device(settings().device).type,
         "code": code_digest(*CODE),
@@ -111,7 +116,7 @@ def protect_variant(clean: str, out: str, surrogate: str, parameters: dict[str, 
 
 def _prepare(work: Work, facts: dict[str, Any], clean: Path, manifest: Manifest, surrogate: Path) -> None:
     """Leave in the work folder what all shards share: the job, and the library of targets."""
-    wanted = method_parameters(facts["parameters"])
+    wanted = method_named(facts["parameters"])
     library = work.folder / "library.npy"
     surrogate_features(surrogate.resolve(), wanted.layer, facts["device"])  # loaded before threads use it
     if not library.exists():
@@ -133,14 +138,12 @@ def _protect_shards(manifest: Manifest, work: Work) -> dict[str, ShardReport]:
     return reports
 
 
-def method_parameters(section: Mapping[str, Any]) -> ProtectParameters:
-    """The `protect` section as the method takes it. Raises ParameterError when values do not fit together."""
-    return ProtectParameters(
-        profile=section["profile"],
-        layer=section["layer"],
-        perturbation=FspParameters(**section["perturbation"]),
-        transform=PaperParameters(**section["transform"]),
-    )
+def method_named(section: Mapping[str, Any]) -> Method:
+    """The method that section `protect` names. Raises ParameterError when values do not fit together."""
+    own = section[section["profile"]]
+    if section["profile"] == "paper":
+        return PaperMethod(own["layer"], FspParameters(**own["perturbation"]), PaperParameters(**own["transform"]))
+    return ExactMethod(own["layer"], SignParameters(**own["perturbation"]), ExactParameters(**own["set"]))
 
 
 @task("protect shard", "protect {name}")
@@ -156,7 +159,7 @@ def protect_one(name: str, sha256: str, work: str) -> dict[str, Any]:
         shared["split"],
         Path(shared["surrogate"]),
         Path(shared["library"]),
-        method_parameters(shared["parameters"]),
+        method_named(shared["parameters"]),
         shared["device"],
     )
     made = asdict(protect_shard(Path(shared["clean"], name), slot.shard, job, data_key(shared["key"])))

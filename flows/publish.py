@@ -26,7 +26,7 @@ def publish_folder(variant: str, dataset: str) -> dict[str, Any]:
         what `storage.publication.PublishedVersion` says.
 
     Raises:
-        NotProtected: an image is not protected; nothing was sent.
+        NotProtected, PayloadMissing: an image is not protected, or nobody could restore it; nothing was sent.
         PublicationConflict, ObjectStoreError: see `storage.publication.publish`.
     """
     with object_store(), progress(f"Publishing {dataset}") as bars:

@@ -2,17 +2,21 @@
 
 The grant is checked here, in the flow: at the start where the request names its data set, and again in every shard for
 the data set of every key that its images ask for. Images that may not be restored, or can not be, are refused one by
-one with their reason; the rest is served. Finished shards survive a killed run, and are handed out again only after
-the grant was checked again.
+one with their reason; the rest is served. A user may hand in PNGs that were saved anew and so lost the payloads that
+travelled beside their pixels: those are looked up in the published versions of the key's data set. Finished shards
+survive a killed run, and are handed out again only after the grant was checked again.
 """
 
 import json
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from flows import access
 from flows.console import note
@@ -22,7 +26,7 @@ from flows.services import object_store
 from flows.stage import stage_main
 from flows.work import Slot, Work, code_digest, place, read_job, work_for
 from storage import errors
-from storage.errors import ForeignImage, KeyVaultError, NotAuthorised, Refused
+from storage.errors import CorruptManifest, ForeignImage, KeyVaultError, NotAuthorised, PayloadMissing, Refused
 from storage.files import replace_directory, write_atomic
 from storage.manifest import MANIFEST_NAME, read_manifest, write_manifest
 from storage.objects import open_store
@@ -30,12 +34,20 @@ from storage.registry import Registry, Request
 from storage.settings import settings
 from storage.shards import ShardInfo, read_shard, write_shard
 from tasks.method.seal import DataKey
+from tasks.payloads import PublishedPayloads
 from tasks.request import fetch_index, fetch_input, make_report, put_report, put_result, wanted
 from tasks.request_index import InputShard, RefusedFile, RequestIndex, RequestReport, result_name
 from tasks.request_variants import local_index
-from tasks.restore import restore_samples
+from tasks.restore import FindPayload, nothing_published, restore_samples
 
-CODE = ("tasks/method", "tasks/restore.py", "tasks/batches.py", "storage/png.py", "storage/shards.py")
+CODE = (
+    "tasks/method",
+    "tasks/restore.py",
+    "tasks/payloads.py",
+    "tasks/batches.py",
+    "storage/png.py",
+    "storage/shards.py",
+)
 
 
 @dataclass
@@ -194,6 +206,7 @@ def _serve(request: Request, index: RequestIndex, work: Work, deliver: bool) -> 
             "user": request.user_id,
             "dataset": request.dataset,
             "deliver": deliver,
+            "lookup": uuid4().hex if deliver else None,  # the stage's shards hold their payloads: it needs no bucket
             "index": needed.model_dump(mode="json"),
         }
     )
@@ -224,20 +237,27 @@ def restore_one(number: int, work: str) -> dict[str, Any]:
         reused = report is not None and keys.still_granted(report["datasets"]) and not _mendable(report)
         if not reused:
             slot.folder.mkdir(parents=True, exist_ok=True)
-            report = _restored(job["request"], index, entry, slot, keys, job["deliver"])
+            find = published_payloads(job["lookup"]) if job["lookup"] else nothing_published
+            report = _restored(job["request"], index, entry, slot, keys, find, job["deliver"])
             slot.finish(report)
     return {"number": number, "report": report, "reused": reused}
 
 
 def _restored(
-    request_id: str, index: RequestIndex, entry: InputShard, slot: Slot, keys: "GrantedKeys", deliver: bool
+    request_id: str,
+    index: RequestIndex,
+    entry: InputShard,
+    slot: Slot,
+    keys: "GrantedKeys",
+    find_payload: FindPayload,
+    deliver: bool,
 ) -> dict[str, Any]:
     """Fetch an input shard, restore it into the slot, deliver it; what became of its images."""
     kind = index.origin.kind
     public = open_store(settings(), "public") if kind == "published" else None
     private = open_store(settings(), "private") if kind == "upload" or deliver else None
     source = fetch_input(private, request_id, index, entry, slot.folder, public)  # type: ignore[arg-type]
-    batch = restore_samples(wanted(index, read_shard(source)), keys)
+    batch = restore_samples(wanted(index, read_shard(source)), keys, find_payload)
     if source.parent == slot.folder:
         source.unlink()
     info = write_shard(slot.shard, batch.samples)
@@ -252,10 +272,24 @@ def _restored(
     }
 
 
+_LOOKING = threading.Lock()
+
+
+@lru_cache(maxsize=1)
+def _published_payloads(lookup: str) -> PublishedPayloads:
+    return PublishedPayloads(open_store(settings(), "public"))
+
+
+def published_payloads(lookup: str) -> PublishedPayloads:
+    """What is published, as one run of a request finds it: read once in a process, whichever shard asks first."""
+    with _LOOKING:
+        return _published_payloads(lookup)
+
+
 def _mendable(report: dict[str, Any]) -> bool:
-    """Whether an image was refused for want of a key or a grant: there may be one by now, when it is tried again."""
+    """Whether an image was refused for want of a key, a grant or a payload: it may be there by now, on another try."""
     kinds = (getattr(errors, entry["error"], Refused) for entry in report["refused"])
-    return any(issubclass(kind, NotAuthorised | KeyVaultError) for kind in kinds)
+    return any(issubclass(kind, NotAuthorised | KeyVaultError | PayloadMissing | CorruptManifest) for kind in kinds)
 
 
 def _slot(work: Work, shard: ShardInfo, number: int) -> Slot:

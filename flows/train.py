@@ -33,9 +33,10 @@ def train_model(dataset: str, variant: str, seed: int) -> None:
             images=_pictures(folder),
             progress=bars,
         )
+    how = f"the same data as {metrics['same_as']}" if metrics["same_as"] else f"{metrics['seconds']:.0f} s"
     note(
         f"{dataset}/{variant}, seed {seed}: {metrics['test_accuracy']:.1%} of clean test images right "
-        f"(peak {metrics['peak_test_accuracy']:.1%}), {metrics['seconds']:.0f} s"
+        f"(peak {metrics['peak_test_accuracy']:.1%}), {how}"
     )
 
 

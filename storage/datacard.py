@@ -41,12 +41,17 @@ fetches all shards and checks each against `manifest.json`. They open with `webd
    `dmcp request SOURCE`.
 3. `dmcp restore REQUEST OUT` returns the restored images. Each one is checked; an image that was altered since it was
    protected is refused, so keep the PNG files as they are (do not resize, crop or re-encode them).
-
+{payloads}
 The terms are in `LICENSE`.
 
 ## Classes
 
 {names}
+"""
+
+_PAYLOADS = """
+What undoes the protection of some images is sealed beside their pixels, in the PNG file and again in `payloads.jsonl`:
+a PNG that was saved anew, pixel for pixel, can still be restored.
 """
 
 
@@ -56,8 +61,15 @@ def terms_text(terms: str | None) -> str:
     return "\n".join(line.rstrip() for line in text.strip().splitlines()) + "\n"
 
 
-def data_card(version: str, manifest: Manifest, contact: str | None) -> str:
-    """The README of a published version, in Markdown. The same version gives the same text."""
+def data_card(version: str, manifest: Manifest, contact: str | None, payloads: bool = False) -> str:
+    """The README of a published version, in Markdown. The same version gives the same text.
+
+    Args:
+        version: its id.
+        manifest: what it holds.
+        contact: how to ask for access; None: the card says so in general words.
+        payloads: whether there is a payloads.jsonl.
+    """
     return _CARD.format(
         dataset=manifest.dataset,
         version=version,
@@ -67,5 +79,6 @@ def data_card(version: str, manifest: Manifest, contact: str | None) -> str:
         shards=len(manifest.shards),
         megabytes=sum(shard.bytes for shard in manifest.shards) / 1e6,
         contact=contact or "write to whoever gave you the address of this data set",
+        payloads=_PAYLOADS if payloads else "",
         names="\n".join(f"{index}. {name}" for index, name in enumerate(manifest.classes)) or "(no labels)",
     )

@@ -165,6 +165,10 @@ class AlteredImage(Refused):
     """The seal does not verify: at least one bit was changed after protection (or the key is wrong)."""
 
 
+class PayloadMissing(Refused):
+    """The payload travels beside the pixels, and neither the file nor a published version holds it."""
+
+
 # --- not found -------------------------------------------------------------------------------------------------------
 
 

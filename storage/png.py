@@ -13,21 +13,27 @@ measurement with Pillow 13.0 (zlib-ng 2.3), one core, microseconds and bytes an 
 
 Photographs after PNG's row filters hold next to no repeats, so the search for them is time lost. RLE also keeps no hash
 table, where zlib builds for different processors differ. Pillow lets go of the interpreter lock while zlib works.
+
+A protected image may hold a sealed payload in a chunk of its own, `dmCP`: ancillary, private, unsafe to copy, so that
+other programs ignore it and leave it out of what they change.
 """
 
 import io
 import struct
 import zlib
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from storage.errors import UnsupportedImage
 
 MIN_SIDE = 16
 MAX_PIXELS = 1 << 26
 """Largest image that is decoded: 64 megapixels, 192 MiB of pixels."""
+
+PAYLOAD_CHUNK = b"dmCP"
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _ZLIB_RLE = 3
@@ -43,11 +49,12 @@ _MAGIC = {
 }
 
 
-def encode_png(image: NDArray[np.uint8]) -> bytes:
-    """Encode one image; the same pixels give the same bytes.
+def encode_png(image: NDArray[np.uint8], payload: bytes | None = None) -> bytes:
+    """Encode one image; the same pixels and payload give the same bytes.
 
     Args:
         image: uint8 [H, W, 3], RGB.
+        payload: content of a `dmCP` chunk; None: there is none.
 
     Raises:
         UnsupportedImage: another shape or dtype, or a side below 16 pixels.
@@ -58,8 +65,12 @@ def encode_png(image: NDArray[np.uint8]) -> bytes:
             "Convert it to uint8 [height, width, 3].",
         )
     _check_size(image.shape[1], image.shape[0], "An image")
+    chunks = None
+    if payload is not None:
+        chunks = PngImagePlugin.PngInfo()
+        chunks.add(PAYLOAD_CHUNK, payload)
     buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "PNG", compress_type=_ZLIB_RLE)
+    Image.fromarray(image).save(buffer, "PNG", compress_type=_ZLIB_RLE, pnginfo=chunks)
     return buffer.getvalue()
 
 
@@ -117,22 +128,38 @@ def _check_size(width: int, height: int, name: str) -> None:
         )
 
 
-def _check_chunks(data: bytes, name: str) -> None:
-    """Walk the chunks up to IEND; every checksum must be right."""
+def read_payload(data: bytes) -> bytes | None:
+    """Content of the first `dmCP` chunk of a PNG that `decode_png` took, or None."""
+    for kind, start, end in _chunks(data):
+        if kind == b"IEND":
+            break  # what follows was not checked
+        if kind == PAYLOAD_CHUNK:
+            return data[start:end]
+    return None
+
+
+def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """Kind, start and end of the content of each chunk that is there in full."""
     position = 8
     while position + 12 <= len(data):
         (length,) = struct.unpack_from(">I", data, position)
         end = position + 8 + length
         if end + 4 > len(data):
-            break
-        kind = data[position + 4 : position + 8]
-        if zlib.crc32(memoryview(data)[position + 4 : end]) != struct.unpack_from(">I", data, end)[0]:
+            return
+        yield data[position + 4 : position + 8], position + 8, end
+        position = end + 4
+
+
+def _check_chunks(data: bytes, name: str) -> None:
+    """Walk the chunks up to IEND; every checksum must be right."""
+    view = memoryview(data)
+    for kind, start, end in _chunks(data):
+        if zlib.crc32(view[start - 4 : end]) != struct.unpack_from(">I", data, end)[0]:
             raise _damaged(name, f"the checksum of its {kind.decode('latin-1')!r} chunk is wrong")
         if kind == b"tRNS":
             raise _unsupported(name, "RGB with a transparent colour")
         if kind == b"IEND":
             return
-        position = end + 4
     raise _damaged(name, "it is cut off")
 
 

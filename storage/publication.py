@@ -3,6 +3,7 @@
     DATASET/shards/SHA256.tar           every shard under its own digest, shared between versions
     DATASET/versions/ID/README.md       data card
     DATASET/versions/ID/LICENSE         terms of use
+    DATASET/versions/ID/payloads.jsonl  what travels beside the pixels of images; only where anything does
     DATASET/versions/ID/manifest.json   the variant's manifest; written last: with it the version exists
     DATASET/channels/latest.json        {"published": time, "version": ID}
 
@@ -11,14 +12,15 @@ nothing, a reader can check that a version is what its name says, and a version 
 killed leaves shards and texts that no manifest names; the next one goes on from there.
 
 Order: all shards are checked here first (digest, and what the caller's `check` asks of each image); then they are
-uploaded, and each is compared with the object in the bucket (`ObjectStore.holds`); then texts, manifest, channel. Two
+uploaded, and each is compared with the object in the bucket (`ObjectStore.holds`); then payloads, likewise; then texts,
+manifest, channel. The payloads lie in the shards too, so the shards' digests decide them and the ID need not. Two
 publishers can not disagree about a version, whose content decides its name, but they may race for the channel. Where
 the server honours conditional puts the second one is told; where it does not (`Guarantee.LAST_WRITER_WINS`) the
 channel is read again just before it is written, and within that moment the later writer wins. Either way both versions
 stay whole and readable by id.
 
-Published are protected shards, their digests, class names and texts: no key, nothing about clean images, no model.
-`storage/pull.py` is the reader's side.
+Published are protected shards, their digests, sealed payloads, class names and texts: no key, nothing about clean
+images, no model. `storage/pull.py` is the reader's side.
 """
 
 from collections.abc import Callable
@@ -34,11 +36,12 @@ from storage.manifest import Manifest, dump_manifest, read_manifest
 from storage.names import check_dataset_name
 from storage.objects import ObjectStore
 from storage.pull import PulledVersion, pull
-from storage.s3_client import FileDigest, digest_file
+from storage.s3_client import FileDigest, digest_bytes, digest_file
 from storage.shards import ShardInfo, read_shard
 from storage.transfer import Meter, in_parallel
 from storage.versions import (
     LICENSE_NAME,
+    PAYLOADS_NAME,
     README_NAME,
     Channel,
     VersionInfo,
@@ -66,6 +69,9 @@ __all__ = [
 Check = Callable[[bytes], None]
 """Takes a PNG file's bytes and raises one of this project's errors when the image is not protected."""
 
+Payloads = Callable[[], bytes]
+"""Gives the content of `payloads.jsonl`, a function of the images that were checked; nothing when there is none."""
+
 
 @dataclass(frozen=True)
 class PublishedVersion:
@@ -88,6 +94,7 @@ def publish(
     progress: Progress | None = None,
     *,
     check: Check | None = None,
+    payloads: Payloads | None = None,
     contact: str | None = None,
     workers: int = 4,
 ) -> PublishedVersion:
@@ -100,7 +107,9 @@ def publish(
         terms: licence terms; None: `datacard.DEFAULT_TERMS`.
         progress: told bytes checked, then bytes sent.
         check: called with every image before anything is sent; it raises when one is not protected. None checks
-            nothing: only for callers that have just made the variant and checked it themselves.
+            nothing: only for callers that have just made the variant and checked it themselves. It is called from
+            several threads, in no particular order.
+        payloads: called once all images passed the check.
         contact: how to ask for access, for the data card.
         workers: shards checked and sent at once.
 
@@ -117,6 +126,7 @@ def publish(
     digests = in_parallel(lambda s: _inspected(variant / s.name, s, check, checked), manifest.shards, workers)
     license_text = terms_text(terms)
     version = version_id(manifest, license_text)
+    beside = payloads() if payloads is not None else b""
 
     store.ensure_bucket()
     guarantee = probe_conditional_puts(store)
@@ -128,7 +138,9 @@ def publish(
         unique.values(),
         workers,
     )
-    texts = {LICENSE_NAME: license_text, README_NAME: data_card(version, manifest, contact)}
+    if beside:
+        _send_payloads(store, version_key(dataset, version, PAYLOADS_NAME), beside)
+    texts = {LICENSE_NAME: license_text, README_NAME: data_card(version, manifest, contact, bool(beside))}
     _commit(store, dataset, version, manifest, texts, guarantee)
     _move_channel(store, dataset, version, before, guarantee)
     return PublishedVersion(
@@ -168,7 +180,7 @@ def _check_images(path: Path, check: Check) -> None:
             check(sample.png)
         except DmcpError as error:
             what = f"Image {sample.key} in {path} must not be published: {error.what}"
-            raise type(error)(what, "Nothing was sent. Publish the protected variant, not a clean one.") from error
+            raise type(error)(what, "Nothing was sent. Publish the variant as `dmcp protect` made it.") from error
 
 
 def _send_shard(path: Path, store: ObjectStore, key: str, digest: FileDigest, meter: Meter) -> bool:
@@ -180,6 +192,12 @@ def _send_shard(path: Path, store: ObjectStore, key: str, digest: FileDigest, me
     if not store.holds(key, digest):
         raise ObjectStoreError(f"{store.where(key)} is not what was uploaded.", "Publish again; check the server.")
     return True
+
+
+def _send_payloads(store: ObjectStore, key: str, data: bytes) -> None:
+    """Write what travels beside the pixels, unless it is there already: publishing again heals a damaged file."""
+    if not store.holds(key, digest_bytes(data)):
+        store.put_bytes(key, data, content_type="application/jsonl")
 
 
 def _commit(

@@ -4,17 +4,17 @@ import fcntl
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from storage.errors import CorruptManifest, CorruptShard, NotFound, UsageError, WorkspaceBusy
+from storage.errors import CorruptManifest, CorruptShard, NotFound, ObjectStoreError, UsageError, WorkspaceBusy
 from storage.files import Progress, replace_directory, sha256_file, write_atomic
 from storage.manifest import MANIFEST_NAME, Manifest, read_manifest, write_manifest
 from storage.objects import ObjectStore
 from storage.shards import ShardInfo
 from storage.transfer import Meter, in_parallel
-from storage.versions import LICENSE_NAME, README_NAME, read_version, shard_key, version_key
+from storage.versions import LICENSE_NAME, PAYLOADS_NAME, README_NAME, read_version, shard_key, version_key
 
 
 @dataclass(frozen=True)
@@ -37,11 +37,12 @@ def pull(
     progress: Progress | None = None,
     workers: int = 4,
 ) -> PulledVersion:
-    """Fetch a published version as a variant folder, with its README.md and LICENSE.
+    """Fetch a published version as a variant folder, with its README.md and LICENSE, and payloads.jsonl if it has one.
 
     Every shard's size and SHA-256 is the manifest's, and manifest and terms are what the version's id says. Shards
     that an earlier, killed pull fetched, or that an older version in `out` shares, are kept. `out` appears, or is
-    replaced, at the end and at once.
+    replaced, at the end and at once. payloads.jsonl comes as it is, without a digest: it repeats what lies in the
+    shards, and whoever restores believes a payload only when its seal opens.
 
     Args:
         store: the public bucket.
@@ -72,6 +73,9 @@ def pull(
             write_manifest(folder, manifest)
             write_atomic(folder / README_NAME, readme)
             write_atomic(folder / LICENSE_NAME, terms.encode())
+            # To strangers S3 refuses what is not there, instead of saying so; and what it repeats has come already.
+            with suppress(NotFound, ObjectStoreError):
+                store.get_file(version_key(dataset, version, PAYLOADS_NAME), folder / PAYLOADS_NAME)
         shutil.rmtree(work, ignore_errors=True)
     return PulledVersion(dataset, version, manifest.samples, total, sum(fetched), len(fetched) - sum(fetched))
 
@@ -123,7 +127,7 @@ def _check_target(out: Path) -> None:
     except (CorruptManifest, OSError):
         known = None
     else:
-        known = {shard.name for shard in manifest.shards} | {MANIFEST_NAME, README_NAME, LICENSE_NAME}
+        known = {shard.name for shard in manifest.shards} | {MANIFEST_NAME, README_NAME, LICENSE_NAME, PAYLOADS_NAME}
     if known is None or not {path.name for path in out.iterdir()} <= known:
         raise UsageError(f"{out} exists and is not an earlier pull.", "Name a folder that is empty or does not exist.")
 

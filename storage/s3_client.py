@@ -49,6 +49,11 @@ def digest_file(path: Path) -> FileDigest:
     return FileDigest(size, sha256.hexdigest(), frozenset(etags))
 
 
+def digest_bytes(data: bytes) -> FileDigest:
+    """`digest_file` of what goes up in a single put."""
+    return FileDigest(len(data), hashlib.sha256(data).hexdigest(), frozenset({_md5(data).hexdigest()}))
+
+
 def content_md5(data: bytes) -> str:
     """Value of the Content-MD5 header: the server refuses what does not match it."""
     return base64.b64encode(_md5(data).digest()).decode()

@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -10,12 +11,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from storage.errors import CorruptManifest, NotFound, UsageError
 from storage.manifest import MANIFEST_NAME, Manifest, dump_manifest, parse_manifest
 from storage.names import check_dataset_name
-from storage.objects import ObjectStore
+from storage.objects import ObjectInfo, ObjectStore
 from storage.shards import ShardInfo
 
 VERSION_PATTERN = r"[0-9a-f]{16}"
 README_NAME = "README.md"
 LICENSE_NAME = "LICENSE"
+PAYLOADS_NAME = "payloads.jsonl"
+"""What travels beside the pixels of images, where anything does: whoever publishes and restores knows what it says."""
 
 
 @dataclass(frozen=True)
@@ -83,11 +86,31 @@ def list_versions(store: ObjectStore, dataset: str) -> list[VersionInfo]:
     """
     channel = read_channel(store, check_dataset_name(dataset))
     latest = channel[0].version if channel else None
-    pattern = re.compile(rf"{re.escape(dataset)}/versions/({VERSION_PATTERN})/{re.escape(MANIFEST_NAME)}")
-    found = [(match[1], o.modified) for o in store.list(f"{dataset}/versions/") if (match := pattern.fullmatch(o.key))]
+    found = _complete(store.list(f"{dataset}/versions/"), dataset)
     if not found:
         raise NotFound(f"No version of {dataset} is published at {store.where()}.", "Check the name, or publish one.")
-    return [VersionInfo(i, at, i == latest) for i, at in sorted(found, key=lambda pair: pair[1], reverse=True)]
+    return [VersionInfo(i, at, i == latest) for i, at in found]
+
+
+def list_payloads(store: ObjectStore, dataset: str) -> list[str]:
+    """Object keys of the payload files of all complete versions that have one, the newest version's first.
+
+    None where nothing is published, not even a bucket.
+    """
+    try:
+        objects = list(store.list(f"{check_dataset_name(dataset)}/versions/"))
+    except NotFound:
+        return []
+    there = {o.key for o in objects}
+    keys = (version_key(dataset, version, PAYLOADS_NAME) for version, _ in _complete(objects, dataset))
+    return [key for key in keys if key in there]
+
+
+def _complete(objects: Iterable[ObjectInfo], dataset: str) -> list[tuple[str, datetime]]:
+    """Ids of the versions whose manifests are among the objects, with the manifests' times, the newest first."""
+    pattern = re.compile(rf"{re.escape(dataset)}/versions/({VERSION_PATTERN})/{re.escape(MANIFEST_NAME)}")
+    found = [(match[1], o.modified) for o in objects if (match := pattern.fullmatch(o.key))]
+    return sorted(found, key=lambda pair: pair[1], reverse=True)
 
 
 def read_version(store: ObjectStore, dataset: str, version: str = "latest") -> tuple[str, Manifest, str]:

@@ -69,8 +69,8 @@ def evaluate(
         progress: told the shard's name, images done and images in all.
 
     Raises:
-        DatasetError: a record is missing or lacks a field, models were trained in different ways, or variants do not
-            belong together.
+        DatasetError: a record is missing or lacks a field, models were trained in different ways, variants do not
+            belong together, or recovered images are not exact that should be.
         CorruptManifest, CorruptShard, UnsupportedImage: a variant can not be read.
     """
     models = read_models(dataset_dir, seeds)
@@ -80,6 +80,11 @@ def evaluate(
         dataset_dir, quality_images=params.quality_images, seed=params.seed, progress=progress
     )
     evaluation = _assemble(dataset_dir, params, models=models, protect=protect, restore=restore, comparison=comparison)
+    if evaluation.promised and not evaluation.identical:
+        raise DatasetError(
+            f"{dataset_dir / 'recovered'} is not the clean variant, though every image promises to come back exactly.",
+            "This must not happen: report it. Until then: dvc repro --force.",
+        )
     with replace_directory(dataset_dir / "plots") as plots:
         write_plots(plots, dataset_dir, models, protect, comparison)
         (plots / "images.png").write_bytes(dataset_grid(dataset_dir, params.grid_images, params.seed))
@@ -177,6 +182,7 @@ def _assemble(
             "recovered": _fidelity(comparison.pairs["recovered"]),
         },
         rungs=protect.rungs,
+        spilled=protect.spilled,
         payload_bytes=protect.payload_bytes,
         capacity_bytes=protect.capacity_bytes,
         times={

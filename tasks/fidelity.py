@@ -195,14 +195,13 @@ def error_bounds(images: Image) -> list[int | None]:
     """How far off the headers of protected images (uint8 [N, H, W, 3]) let recovered samples be; None: no header."""
     # Compiled code is loaded here, so that reading figures does not wait for it.
     from tasks.method.carriers import read_headers
-    from tasks.method.header import Header
-    from tasks.method.paper import PaperProfile
+    from tasks.method.known import parse_header, profile_of
 
-    profile = PaperProfile()
     bounds: list[int | None] = []
     for raw in read_headers(images):
         try:
-            bounds.append(profile.error_bound(Header.unpack(raw)))
+            header = parse_header(raw)
+            bounds.append(profile_of(header).error_bound(header))
         except Refused:
             bounds.append(None)
     return bounds

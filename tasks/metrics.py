@@ -75,6 +75,7 @@ class ProtectMetrics(_Record):
     protected: Count
     left_out: list[NamedReason] = []
     rungs: dict[str, Count] = {}
+    spilled: Count = 0
     payload_bytes: PayloadSizes | None = None
     capacity_bytes: float | None = None
     seconds: dict[str, float] = {}
@@ -196,6 +197,8 @@ class Evaluation(_Record):
     """`metrics/evaluation.json`: what was measured on one data set.
 
     Attributes:
+        rungs: images by the way that worked for them.
+        spilled: images whose payload travels beside the pixels.
         digests: of the variants (and the test split), as DVC and MLflow name them.
     """
 
@@ -211,10 +214,21 @@ class Evaluation(_Record):
     accuracy: dict[VariantName, VariantAccuracy]
     fidelity: dict[Literal["protected", "recovered"], Fidelity]
     rungs: dict[str, int]
+    spilled: int = 0
     payload_bytes: PayloadSizes | None
     capacity_bytes: float | None
     times: dict[Literal["protect", "restore"], StageTime]
     digests: dict[str, str]
+
+    @property
+    def promised(self) -> bool:
+        """Whether every protected image's header promises exact pixels, and none was left out."""
+        return self.bounds.largest == 0 and not self.bounds.unknown and not self.counts.left_out
+
+    @property
+    def identical(self) -> bool:
+        """Whether the recovered variant is the clean one, byte for byte: one digest."""
+        return self.digests.get("clean") == self.digests.get("recovered")
 
 
 RecordType = TypeVar("RecordType", bound=BaseModel)

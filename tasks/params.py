@@ -66,13 +66,49 @@ class TransformParams(_Section):
     planes: Literal[1, 2, 3]
 
 
-class ProtectParams(_Section):
-    """How the clean variant becomes the protected one."""
+class PaperMethodParams(_Section):
+    """Profile `paper`."""
 
-    profile: Literal["paper"]
     layer: str
     perturbation: PerturbationParams
     transform: TransformParams
+
+
+class SignPerturbationParams(_Section):
+    """Mirrors `tasks.method.sign_perturbation.SignParameters`, which checks the ranges."""
+
+    pattern: Literal["bands", "none"]
+    spread: float
+    weight: float
+    steps: int
+    rate: float
+    momentum: float
+    library: int
+    batch_size: int
+
+
+class ExactSetParams(_Section):
+    """Mirrors `tasks.method.exact.ExactParameters`."""
+
+    amplitude: int
+    signs: Literal["shared", "rgb"]
+    carrier: Literal["pixels", "chunk"]
+
+
+class ExactMethodParams(_Section):
+    """Profile `exact`."""
+
+    layer: str
+    perturbation: SignPerturbationParams
+    set: ExactSetParams
+
+
+class ProtectParams(_Section):
+    """How the clean variant becomes the protected one; of `paper` and `exact` the one that `profile` names counts."""
+
+    profile: Literal["paper", "exact"]
+    paper: PaperMethodParams
+    exact: ExactMethodParams
 
 
 class TrainParams(_Section):

@@ -18,32 +18,67 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from storage.errors import DatasetError, ParameterError
+from storage.errors import DatasetError
 from storage.files import open_atomic
 from storage.manifest import read_manifest
 from storage.png import decode_png, encode_png
 from storage.shards import Sample, read_shard, write_shard
 from tasks.batches import by_shape
+from tasks.method.exact import SIGNS, ExactParameters, ExactProfile
 from tasks.method.paper import PaperParameters, PaperProfile
-from tasks.method.perturbation import Features, FeatureSpacePerturbation, FspParameters, build_library
-from tasks.method.profiles import LeftOut, Profile
+from tasks.method.perturbation import Features, FeatureSpacePerturbation, FspParameters, Perturbation, build_library
+from tasks.method.profiles import Carried, LeftOut, Profile
 from tasks.method.seal import DataKey
+from tasks.method.sign_perturbation import SignParameters, SignPerturbation
 
 
 @dataclass(frozen=True)
-class ProtectParameters:
-    """Section `protect` of params.yaml."""
+class PaperMethod:
+    """Section `protect.paper` of params.yaml."""
 
-    profile: str = "paper"
     layer: str = "layer4"
     perturbation: FspParameters = field(default_factory=FspParameters)
     transform: PaperParameters = field(default_factory=PaperParameters)
 
-    def build(self) -> Profile:
-        """The profile these parameters name."""
-        if self.profile != "paper":
-            raise ParameterError(f"profile is {self.profile!r}.", "Choose: paper.")
+    @property
+    def profile(self) -> Profile:
+        """How the perturbed look is given and taken back."""
         return PaperProfile(self.transform)
+
+    def perturber(self, features: Features, library: NDArray[np.float32], key: DataKey, device: str) -> Perturbation:
+        """What makes the perturbed look."""
+        return FeatureSpacePerturbation(features, library, self.perturbation, key.derive(b"derangement", 16), device)
+
+
+@dataclass(frozen=True)
+class ExactMethod:
+    """Section `protect.exact` of params.yaml."""
+
+    layer: str = "logits"
+    perturbation: SignParameters = field(default_factory=SignParameters)
+    set: ExactParameters = field(default_factory=ExactParameters)
+
+    @property
+    def profile(self) -> Profile:
+        """How the perturbed look is given and taken back."""
+        return ExactProfile(self.set)
+
+    def perturber(self, features: Features, library: NDArray[np.float32], key: DataKey, device: str) -> Perturbation:
+        """What makes the perturbed look."""
+        return SignPerturbation(
+            features,
+            library,
+            self.perturbation,
+            logits=self.layer == "logits",
+            amplitude=self.set.amplitude,
+            per_pixel=SIGNS[self.set.signs],
+            seed=key.derive(b"derangement", 16),
+            device=device,
+        )
+
+
+Method = PaperMethod | ExactMethod
+"""A profile with its perturbation, as section `protect` of params.yaml names it."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +95,7 @@ class ProtectJob:
     split: str
     surrogate: Path
     library: Path
-    parameters: ProtectParameters
+    method: Method
     device: str = "cpu"
 
 
@@ -74,6 +109,7 @@ class ShardReport:
     pixels: int = 0
     left_out: list[dict[str, str]] = field(default_factory=list)
     rungs: dict[str, int] = field(default_factory=dict)
+    spilled: int = 0
     payload_bytes: list[int] = field(default_factory=list)
     capacity_bytes: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
@@ -114,9 +150,7 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def prepare_library(
-    clean: Path, surrogate: Path, out: Path, parameters: ProtectParameters, device: str = "cpu"
-) -> Path:
+def prepare_library(clean: Path, surrogate: Path, out: Path, method: Method, device: str = "cpu") -> Path:
     """Write the activations of the target images, float32 [classes, library, d], to `out` (.npy).
 
     The targets are the first images of each class in the order of the variant.
@@ -127,7 +161,7 @@ def prepare_library(
     """
     one_thread()
     manifest = read_manifest(clean)
-    wanted = parameters.perturbation.library
+    wanted = method.perturbation.library
     images: dict[int, list[NDArray[np.uint8]]] = {c: [] for c in range(len(manifest.classes))}
     for shard in manifest.shards:
         if all(len(rows) >= wanted for rows in images.values()):
@@ -139,7 +173,7 @@ def prepare_library(
                 )
             if len(images[sample.label]) < wanted:
                 images[sample.label].append(decode_png(sample.png, sample.key))
-    features = surrogate_features(surrogate, parameters.layer, device)
+    features = surrogate_features(surrogate, method.layer, device)
     library = build_library(features, list(images.values()), wanted, device)
     with open_atomic(out) as file:
         np.save(file, library)
@@ -159,25 +193,18 @@ def protect_shard(source: Path, target: Path, job: ProtectJob, key: DataKey) -> 
     with report.timed("decode"):
         images = [decode_png(s.png, s.key) for s in samples]
     report.images = len(samples)
-    perturbation = FeatureSpacePerturbation(
-        surrogate_features(job.surrogate, job.parameters.layer, job.device),
-        np.load(job.library),
-        job.parameters.perturbation,
-        key.derive(b"derangement", 16),
-        job.device,
-    )
-    profile = job.parameters.build()
+    features = surrogate_features(job.surrogate, job.method.layer, job.device)
+    perturbation = job.method.perturber(features, np.load(job.library), key, job.device)
     pngs: dict[int, bytes] = {}
     for group in by_shape(images):
         chosen = [samples[i] for i in group]
         ids = [key.image_id(job.split, s.key) for s in chosen]
-        labels = np.array([s.label for s in chosen], np.int64)
         clean = np.stack([images[i] for i in group])
         with report.timed("perturb"):
-            perturbed = perturbation.perturb(clean, labels, ids)
-        protected = _hide(profile, clean, perturbed, ids, key, report, [s.key for s in chosen])
+            perturbed = perturbation.perturb(clean, np.array([s.label for s in chosen], np.int64), ids)
+        protected = _hide(job.method.profile, clean, perturbed, chosen, ids, key, report)
         with report.timed("encode"):
-            pngs.update({group[i]: encode_png(image) for i, image in protected})
+            pngs.update({group[i]: encode_png(c.image, c.spilled) for i, c in protected})
     with report.timed("write"):
         write_shard(target, (Sample(s.key, pngs[i], s.label) for i, s in enumerate(samples) if i in pngs))
     report.protected = len(pngs)
@@ -188,26 +215,28 @@ def _hide(
     profile: Profile,
     clean: NDArray[np.uint8],
     perturbed: NDArray[np.uint8],
+    samples: list[Sample],
     ids: list[bytes],
     key: DataKey,
     report: ShardReport,
-    names: list[str],
-) -> list[tuple[int, NDArray[np.uint8]]]:
-    """(index, protected image) of the images of one shape for which something on the ladder worked."""
+) -> list[tuple[int, Carried]]:
+    """(index, protected image) of the images of one shape for which something worked."""
     with report.timed("hide"):
         results = profile.fit(clean, perturbed)
-    kept = {i: f for i, f in enumerate(results) if not isinstance(f, LeftOut)}
-    for name, result in zip(names, results, strict=True):
+    kept = [i for i, f in enumerate(results) if not isinstance(f, LeftOut)]
+    for sample, result in zip(samples, results, strict=True):
         if isinstance(result, LeftOut):
-            report.left_out.append({"key": name, "reason": result.reason})
-    fitted = list(kept.values())
+            report.left_out.append({"key": sample.key, "reason": result.reason})
+    fitted = [f for f in results if not isinstance(f, LeftOut)]
+    labels = [samples[i].label for i in kept]
     with report.timed("seal and carry"):
-        protected = profile.carry(fitted, clean[list(kept)], [ids[i] for i in kept], key)
-    report.rungs = dict(Counter(report.rungs) + Counter(f.rung for f in fitted))
-    report.payload_bytes += [profile.payload_bytes(f) for f in fitted]
-    report.capacity_bytes = max([report.capacity_bytes, *(profile.capacity_bytes(f) for f in fitted)])
+        carried = profile.carry(fitted, clean[kept], labels, [ids[i] for i in kept], key)
+    report.rungs = dict(Counter(report.rungs) + Counter(c.how for c in carried))
+    report.spilled += sum(c.spilled is not None for c in carried)
+    report.payload_bytes += [c.payload_bytes for c in carried]
+    report.capacity_bytes = max([report.capacity_bytes, *(c.room_bytes for c in carried)])
     report.pixels += int(np.prod(clean.shape[:3]))
-    return list(zip(kept, protected, strict=True))
+    return list(zip(kept, carried, strict=True))
 
 
 def summarise(reports: Iterable[ShardReport]) -> dict[str, Any]:
@@ -226,13 +255,14 @@ def summarise(reports: Iterable[ShardReport]) -> dict[str, Any]:
         "pixels": sum(r.pixels for r in rows),
         "left_out": [{**entry, "shard": r.shard} for r in rows for entry in r.left_out],
         "rungs": dict(sorted(rungs.items())),
+        "spilled": sum(r.spilled for r in rows),
         "payload_bytes": {
             "min": int(payload.min()) if payload.size else 0,
             "mean": round(float(payload.mean()), 2) if payload.size else 0.0,
             "max": int(payload.max(initial=0)),
             "histogram": {"edges": edges, "counts": counts},
         },
-        "capacity_bytes": max((r.capacity_bytes for r in rows), default=0),
+        "capacity_bytes": max((r.capacity_bytes for r in rows), default=0) or None,
         "seconds": {step: round(value, 3) for step, value in seconds.items()},
     }
 

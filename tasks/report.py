@@ -119,6 +119,7 @@ def _context(evaluation: Evaluation, parameters: Mapping[str, Any]) -> dict[str,
         "sample of every image, of 255.",
         "fidelity": [_fidelity_row(e, "protected"), _fidelity_row(e, "recovered")],
         "bounds": _bounds(e),
+        "certificate": _certificate(e) if e.promised else [],
         "payload": _payload(e),
         "rungs": _rungs(e),
         "exceptions": _exceptions(e),
@@ -199,6 +200,22 @@ def _fidelity_row(e: Evaluation, name: Any) -> dict[str, Any]:
     return {"variant": name, "cells": cells}
 
 
+def _certificate(e: Evaluation) -> list[tuple[str, str]]:
+    """What profile `exact` promises, counted."""
+    exact = e.fidelity["recovered"].bit_exact
+    beside = f"{e.spilled:,} ({percent(e.spilled / e.counts.protected, 2)})" if e.counts.protected else "0"
+    return [
+        ("images protected", f"{e.counts.protected:,}"),
+        ("payload beside the pixels", beside),
+        ("refused by restoration", f"{e.counts.refused:,}"),
+        ("recovered bit for bit", f"{exact:,} of {e.counts.recovered:,}"),
+        ("labels changed", f"{e.fidelity['recovered'].labels_changed:,}"),
+        ("digest of the clean variant", e.digests.get("clean", "–")),
+        ("digest of the recovered variant", e.digests.get("recovered", "–")),
+        ("verdict", "the same bytes: shards, order, labels, pixels" if e.identical else "not the same"),
+    ]
+
+
 def _bounds(e: Evaluation) -> str:
     b = e.bounds
     parts = [f"{count:,} images at most {bound}" for bound, count in sorted(b.images.items())]
@@ -216,7 +233,7 @@ def _payload(e: Evaluation) -> str:
     p = e.payload_bytes
     if p is None:
         return "No payload sizes were recorded."
-    text = f"An image's sealed Sequence takes {p.mean:,.0f} bytes on average ({p.min:,.0f} to {p.max:,.0f})"
+    text = f"An image's sealed payload takes {p.mean:,.0f} bytes on average ({p.min:,.0f} to {p.max:,.0f})"
     return (
         f"{text}; the largest capacity of an image is {e.capacity_bytes:,.0f} bytes."
         if e.capacity_bytes

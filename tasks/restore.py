@@ -5,21 +5,27 @@ Nothing about one image touches another: what can not be restored becomes a refu
 
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from storage.errors import DmcpError
-from storage.png import decode_png, encode_png
+from storage.errors import DmcpError, InputError, Refused
+from storage.png import decode_png, encode_png, read_payload
 from storage.shards import Sample
 from tasks.batches import by_shape
 from tasks.method.carriers import read_headers
 from tasks.method.header import Header
-from tasks.method.paper import PaperProfile
+from tasks.method.known import parse_header, profile_of
+from tasks.method.profiles import Profile, Recovered
 from tasks.method.seal import DataKey
+
+FindPayload = Callable[[DataKey, bytes], Iterable[bytes]]
+"""Key and image id to the payloads that the owner published beside the shards, the likeliest first: versions that were
+protected under one key differ in them. Asked when the file has none. InputError or Refused while they are gone through
+refuses the one image; EnvironmentFault ends it all, since trying again may help.
+"""
 
 FindKey = Callable[[str], DataKey]
 """Key id (16 hex digits) to key. Raises UnknownKey, ForeignImage or NotAuthorised for keys this request may not use."""
@@ -48,8 +54,21 @@ class RestoredBatch:
     seconds: dict[str, float] = field(default_factory=dict)
 
 
-def restore_samples(samples: Sequence[Sample], find_key: FindKey) -> RestoredBatch:
-    """Restore what can be restored of protected samples (any subset, order and names); labels are passed on."""
+def nothing_published(key: DataKey, image_id: bytes) -> Iterable[bytes]:
+    """A `FindPayload` for where only what the files hold is known."""
+    return ()
+
+
+def restore_samples(
+    samples: Sequence[Sample], find_key: FindKey, find_payload: FindPayload = nothing_published
+) -> RestoredBatch:
+    """Restore what can be restored of protected samples (any subset, order and names).
+
+    A sample keeps its label; where it has none, it gets the one that was sealed with it, if there is one.
+
+    Raises:
+        EnvironmentFault: published payloads are out of reach (`find_payload`).
+    """
     batch = RestoredBatch()
     clock = time.perf_counter
     started = clock()
@@ -63,46 +82,101 @@ def restore_samples(samples: Sequence[Sample], find_key: FindKey) -> RestoredBat
         except DmcpError as error:
             refused[i] = error
     opened = clock()
-    recovered: dict[int, NDArray[np.uint8]] = {}
+    recovered: dict[int, Recovered] = {}
     for group in by_shape(images):
         stack = np.stack([images[i] for i in group])
-        for i, result in zip(group, restore_images(stack, find_key), strict=True):
+        spilled = [read_payload(samples[decoded[i]].png) for i in group]
+        for i, result in zip(group, restore_images(stack, find_key, spilled, find_payload), strict=True):
             if isinstance(result, DmcpError):
                 refused[decoded[i]] = result
             else:
                 recovered[decoded[i]] = result
     undone = clock()
-    batch.samples = [Sample(s.key, encode_png(recovered[i]), s.label) for i, s in enumerate(samples) if i in recovered]
+    batch.samples = [
+        Sample(s.key, encode_png(found.image), found.label if s.label is None else s.label)
+        for s, found in ((samples[i], recovered[i]) for i in sorted(recovered))
+    ]
     batch.refusals = [Refusal.of(samples[i].key, refused[i]) for i in sorted(refused)]
     batch.seconds = {"decode": opened - started, "restore": undone - opened, "encode": clock() - undone}
     return batch
 
 
-def restore_images(images: NDArray[np.uint8], find_key: FindKey) -> list[NDArray[np.uint8] | DmcpError]:
-    """Recovered images (uint8 [h, w, 3]) of protected ones of one shape (uint8 [n, h, w, 3]), or why not."""
-    results: list[NDArray[np.uint8] | DmcpError] = [DmcpError("", "")] * len(images)
+def restore_images(
+    images: NDArray[np.uint8],
+    find_key: FindKey,
+    spilled: Sequence[bytes | None] | None = None,
+    find_payload: FindPayload = nothing_published,
+) -> list[Recovered | DmcpError]:
+    """The images that protected ones of one shape (uint8 [n, h, w, 3]) hide, or why not.
+
+    Args:
+        spilled: for each image the payload that came beside its pixels, or None.
+
+    Raises:
+        EnvironmentFault: as `restore_samples`.
+    """
+    results: list[Recovered | DmcpError] = [DmcpError("", "")] * len(images)
+    payloads = list(spilled) if spilled is not None else [None] * len(images)
+    groups: dict[tuple[str, int], list[int]] = {}
     headers: dict[int, Header] = {}
-    keys: dict[str, DataKey | DmcpError] = {}
     for i, raw in enumerate(read_headers(images)):
         try:
-            headers[i] = Header.unpack(raw)
+            headers[i] = parse_header(raw)
+            groups.setdefault((headers[i].key_id.hex(), headers[i].profile), []).append(i)
         except DmcpError as error:
             results[i] = error
-    for key_id in {h.key_id.hex() for h in headers.values()}:
+    for (key_id, _), group in groups.items():
         try:
-            keys[key_id] = find_key(key_id)
+            key = find_key(key_id)
         except DmcpError as error:
-            keys[key_id] = error
-    for key_id, key in keys.items():
-        group = [i for i, h in headers.items() if h.key_id.hex() == key_id]
-        found: Sequence[Any] = (
-            [key] * len(group)
-            if isinstance(key, DmcpError)
-            else PaperProfile().recover(images[group], [headers[i] for i in group], key)
-        )
+            found: list[Recovered | DmcpError] = [error] * len(group)
+        else:
+            part = [headers[i] for i in group]
+            found = _recover(profile_of(part[0]), images[group], part, [payloads[i] for i in group], key, find_payload)
         for i, result in zip(group, found, strict=True):
             results[i] = result
     return results
+
+
+def _recover(
+    profile: Profile,
+    images: NDArray[np.uint8],
+    headers: list[Header],
+    payloads: list[bytes | None],
+    key: DataKey,
+    find_payload: FindPayload,
+) -> list[Recovered | DmcpError]:
+    """Recover images of one profile and key with what came with them, then the rest with published payloads, in rounds.
+
+    An image none of whose candidates opens keeps the refusal of the last; one without a candidate that of having none.
+    """
+    results: list[Recovered | DmcpError] = list(profile.recover(images, headers, payloads, key))
+    left = {
+        i: _candidates(header, key, find_payload)
+        for i, (header, payload) in enumerate(zip(headers, payloads, strict=True))
+        if payload is None and profile.spills(header)
+    }
+    while left:
+        tried: dict[int, bytes | None] = {}
+        for i, candidates in left.items():
+            try:
+                tried[i] = next(candidates)
+            except StopIteration:
+                pass
+            except (InputError, Refused) as error:
+                results[i] = error
+        if tried:
+            rows = list(tried)
+            opened = profile.recover(images[rows], [headers[i] for i in rows], list(tried.values()), key)
+            for i, result in zip(rows, opened, strict=True):
+                results[i] = result
+        left = {i: left[i] for i in tried if isinstance(results[i], DmcpError)}
+    return results
+
+
+def _candidates(header: Header, key: DataKey, find_payload: FindPayload) -> Iterator[bytes]:
+    """The published payloads of an image that have the size which its header names."""
+    return (p for p in find_payload(key, header.image_id) if len(p) == header.payload_bytes)
 
 
 def read_header(png: bytes, name: str) -> Header:
@@ -111,7 +185,7 @@ def read_header(png: bytes, name: str) -> Header:
     Raises:
         UnsupportedImage, NotProtected, UnsupportedFormat.
     """
-    return Header.unpack(read_headers(decode_png(png, name)[None])[0])
+    return parse_header(read_headers(decode_png(png, name)[None])[0])
 
 
 def count_reasons(refusals: Sequence[Refusal]) -> dict[str, int]:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from storage.files import Progress, replace_directory, write_atomic
-from tasks.models_io import save_model
-from tasks.training_job import NetworkParams, Trained, TrainingJob
+from tasks.models_io import load_model, save_model
+from tasks.training_job import NetworkParams, Trained, TrainingJob, Twin
 
 if TYPE_CHECKING:
     from tasks.tracked_run import TrackedRun
@@ -51,7 +51,9 @@ def train_variant(
         images: pictures (PNG) to keep with the run, by file name.
 
     Returns:
-        The fields of `tasks.metrics.TrainMetrics`, and `peak_epoch` and `images_per_second`.
+        The fields of `tasks.metrics.TrainMetrics`, and `peak_epoch`, `images_per_second`, `training` (the digest of
+        all that decided the model) and `same_as` (the model beside this one that has the same digest, or None: then
+        nothing was trained again).
 
     Raises:
         DatasetError, CorruptManifest, CorruptShard, UnsupportedImage: a variant can not be used.
@@ -61,9 +63,10 @@ def train_variant(
     """
     wanted = NetworkParams.read(params)
     job = TrainingJob(variant_dir, test_dir, wanted, seed, device=device, threads=threads, work=work)
+    twin = find_twin(out_dir.parent, metrics_path.parent, out_dir.name, job.digest())
     run = _start(tracking, job, dataset, variant)
     try:
-        trained = job.run(progress, on_history=run.curve if run is not None else None)
+        trained = job.run(progress, on_history=run.curve if run is not None else None, twin=twin)
     except Exception:
         if run is not None:
             run.fail()
@@ -78,11 +81,34 @@ def train_variant(
         "seconds": trained.result.seconds,
         "images_per_second": trained.result.images_per_second,
         "mlflow_run": run.id if run is not None else None,
+        "training": job.digest(),
+        "same_as": twin.name if twin is not None else None,
     }
     _write_outputs(out_dir, trained)
     write_atomic(metrics_path, (json.dumps(metrics, indent=2, sort_keys=True) + "\n").encode())
     job.finish()
     return metrics
+
+
+def find_twin(models: Path, metrics: Path, name: str, digest: str) -> Twin | None:
+    """A model beside `name` that was trained on the same data in the same way, as the recovered variant's often is.
+
+    Args:
+        models, metrics: the folders of finished models and their records.
+        digest: `TrainingJob.digest`.
+    """
+    from tasks.learning.training import Epoch
+
+    for path in sorted(metrics.glob("train-*.json")):
+        other = path.stem.removeprefix("train-")
+        if other == name or not (models / other / "model.pt").is_file():
+            continue
+        if json.loads(path.read_text()).get("training") == digest:
+            with (models / other / "history.csv").open(newline="") as file:
+                rows = list(csv.DictReader(file))
+            history = [Epoch(int(r.pop("epoch")), seconds=0.0, **{k: float(v) for k, v in r.items()}) for r in rows]
+            return Twin(other, load_model(models / other / "model.pt").model, history)
+    return None
 
 
 def _start(tracking: "Tracking | None", job: TrainingJob, dataset: str, variant: str) -> "TrackedRun | None":

@@ -56,6 +56,15 @@ class NetworkParams:
 
 
 @dataclass(frozen=True)
+class Twin:
+    """A finished training of the same digest: what it made is what training again would make."""
+
+    name: str
+    model: "Normalized"
+    history: "list[Epoch]"
+
+
+@dataclass(frozen=True)
 class Trained:
     """A network that was trained, on its device, in eval mode."""
 
@@ -136,9 +145,12 @@ class TrainingJob:
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
     def run(
-        self, progress: Progress | None = None, on_history: "Callable[[list[Epoch]], None] | None" = None
+        self,
+        progress: Progress | None = None,
+        on_history: "Callable[[list[Epoch]], None] | None" = None,
+        twin: Twin | None = None,
     ) -> Trained:
-        """Train, or go on from where an earlier process was.
+        """Train, or go on from where an earlier process was, or only measure what a twin made.
 
         Args:
             on_history: called with the lines of the epochs before a resumption, then with each new line.
@@ -155,6 +167,8 @@ class TrainingJob:
         network = build_model(self.params.architecture, len(training.classes), self.params.stem, self.seed)
         model = Normalized(network, *channel_statistics(training.images))
         state = load_state(self.state_path)
+        if twin is not None:
+            model, state = twin.model, {"history": [asdict(line) for line in twin.history]}
         if state is not None and on_history is not None:
             on_history([Epoch(**line) for line in state["history"]])
         result = train(

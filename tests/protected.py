@@ -18,4 +18,4 @@ def protect_images(clean: NDArray[np.uint8], key: DataKey, seed: int = 0) -> lis
     assert all(isinstance(result, Fitted) for result in fitted)
     ids = [key.image_id("train", f"{seed}-{i}") for i in range(len(clean))]
     kept = [result for result in fitted if isinstance(result, Fitted)]
-    return [encode_png(image) for image in profile.carry(kept, clean, ids, key)]
+    return [encode_png(c.image, c.spilled) for c in profile.carry(kept, clean, [None] * len(kept), ids, key)]

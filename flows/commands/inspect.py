@@ -9,8 +9,6 @@ import typer
 
 from flows import console
 
-_PAIRINGS = ("sorted", "identity", "explicit")  # by the number in the header, docs/format.md
-
 
 def register(root: typer.Typer) -> None:
     """Add the commands to the command tree."""
@@ -43,6 +41,7 @@ def inspect(
     Exit code 7 when none of the files is a protected image.
     """
     from storage.errors import DmcpError
+    from tasks.method.known import profile_of
     from tasks.restore import read_header
 
     rows: list[tuple[object, ...]] = []
@@ -52,30 +51,22 @@ def inspect(
             header = read_header(path.read_bytes(), str(path))
         except DmcpError as error:
             failures.append(error)
-            rows.append((console.shown(path), f"not readable: {type(error).__name__}", *[None] * 6))
+            rows.append((console.shown(path), f"not readable: {type(error).__name__}", *[None] * 4))
             continue
+        profile = profile_of(header)
         rows.append(
             (
                 console.shown(path),
-                f"{profile_name(header.profile)}, format {header.version}",
+                f"{profile.name}, format {header.version}",
                 header.key_id.hex(),
                 header.image_id.hex(),
-                f"{header.block}x{header.block}",
-                "in place" if header.classes == 1 else _PAIRINGS[header.pairing],
-                header.planes,
                 header.payload_bytes,
+                profile.describe(header),
             )
         )
     if len(failures) == len(images) == 1:
         raise failures[0]
-    console.table(("file", "profile", "key id", "image id", "blocks", "pairing", "planes", "payload bytes"), rows)
+    console.table(("file", "profile", "key id", "image id", "payload bytes", "how"), rows)
     if len(failures) == len(images):
         raise typer.Exit(7)
     console.say("Next: dmcp key list shows which data set a key id belongs to; dmcp request hands images in")
-
-
-def profile_name(number: int) -> str:
-    """A profile's name by its number in the header."""
-    from tasks.method.header import PROFILE_PAPER
-
-    return {PROFILE_PAPER: "paper"}.get(number, str(number))

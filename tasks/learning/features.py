@@ -12,6 +12,9 @@ from tasks.learning.device import resolve_precision
 from tasks.learning.fitting import fit
 from tasks.learning.models import Normalized
 
+LOGITS = "logits"
+"""In place of a layer's path: the network's output."""
+
 
 class Features:
     """Activations at one layer in eval mode, averaged over positions.
@@ -21,7 +24,7 @@ class Features:
 
     Args:
         model: a trained network; it is not changed.
-        layer: a module of the network by its path, for ResNets for example "layer3", "layer4" or "avgpool".
+        layer: a module of the network by its path, for ResNets for example "layer3" or "avgpool"; or `LOGITS`.
         precision: "auto", "bf16" or "fp32".
 
     Raises:
@@ -62,14 +65,16 @@ def feature_layers(network: nn.Module) -> list[str]:
 
 def _up_to(network: nn.Module, layer: str) -> fx.GraphModule:
     """The network in eval mode, from its input to this layer's output."""
-    from torchvision.models.feature_extraction import create_feature_extractor
+    from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
+    if layer == LOGITS:
+        layer = get_graph_node_names(network, suppress_diff_warning=True)[1][-1]
     try:
         cut = create_feature_extractor(network, {layer: "out"}, suppress_diff_warning=True).eval()
     except ValueError as error:
         known = ", ".join(path for path in feature_layers(network) if "." not in path)
         raise ParameterError(
-            f"The surrogate has no layer {layer!r}.", f"Set protect.layer to one of {known}, or to a part of one."
+            f"The surrogate has no layer {layer!r}.", f"Set layer to one of {known}, to a part of one, or to {LOGITS}."
         ) from error
     return cast(fx.GraphModule, cut)
 

@@ -108,10 +108,11 @@ class _Run:
         }
 
     def resume(self, state: TrainingState) -> None:
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
         self.history = [Epoch(**line) for line in state["history"]]
+        if len(self.history) < self.recipe.epochs or "model" in state:
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.schedule.load_state_dict(state["schedule"])
 
 
 def train(
@@ -137,7 +138,8 @@ def train(
         device: "auto", "cpu" or "cuda".
         precision: "auto", "bf16" or "fp32".
         threads: of the CPU; see `device.computing`.
-        resume: a state that `checkpoint` was given, by a training with the same arguments.
+        resume: a state that `checkpoint` was given, by a training with the same arguments; or only the `history` of
+            a finished one, when `model` is what came out of it: then it is evaluated and nothing more.
         checkpoint: called after each epoch. The state holds the live tensors: write it before returning.
         on_epoch: called after each epoch, after `checkpoint`; not for epochs before a resumption.
 

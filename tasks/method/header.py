@@ -1,7 +1,7 @@
 """The clear header of a protected image: 27 bytes that say which key it needs (docs/format.md).
 
-    0  magic "DM"          2  version       3  profile       4  geometry: log2 block | planes-1 << 2 | pairing << 4
-    5  shift step          6  classes       7  payload bytes, 24 bits big-endian
+    0  magic "DM"          2  version       3  profile       4  settings, 3 bytes, of the profile's own meaning
+    7  payload bytes, 24 bits big-endian
     10 key id, 8 bytes     18 image id, 8 bytes              26 CRC-8 of bytes 0..25 (poly 0x07, init 0)
 
 The bits lie, most significant first, in the lowest bit plane of the first 216 samples in raster order. The header is
@@ -16,9 +16,12 @@ from storage.errors import NotProtected, UnsupportedFormat
 MAGIC = b"DM"
 SIZE = 27
 BITS = 8 * SIZE
-VERSION_1 = 1
 PROFILE_PAPER = 1
-_LAYOUT = struct.Struct(">2sBBBBB3s8s8s")
+PROFILE_EXACT = 2
+_VERSIONS = {PROFILE_PAPER: 1, PROFILE_EXACT: 2}
+"""The format version of each profile."""
+
+_LAYOUT = struct.Struct(">2sBB3s3s8s8s")
 
 
 def _crc8_table() -> bytes:
@@ -43,33 +46,27 @@ def crc8(data: bytes) -> int:
 
 @dataclass(frozen=True)
 class Header:
-    """What a protected image says about itself in clear."""
+    """What a protected image says about itself in clear.
 
+    Attributes:
+        settings: 3 bytes that the profile packs and checks (`paper.Geometry`, `exact.Embedding`).
+    """
+
+    profile: int
+    settings: bytes
+    payload_bytes: int
     key_id: bytes
     image_id: bytes
-    payload_bytes: int
-    block: int
-    planes: int
-    pairing: int
-    step: int
-    classes: int
-    version: int = VERSION_1
-    profile: int = PROFILE_PAPER
+
+    @property
+    def version(self) -> int:
+        """The format version."""
+        return _VERSIONS[self.profile]
 
     def pack(self) -> bytes:
         """The 27 bytes."""
-        geometry = (self.block.bit_length() - 1) | (self.planes - 1) << 2 | self.pairing << 4
-        body = _LAYOUT.pack(
-            MAGIC,
-            self.version,
-            self.profile,
-            geometry,
-            self.step,
-            self.classes,
-            self.payload_bytes.to_bytes(3, "big"),
-            self.key_id,
-            self.image_id,
-        )
+        size = self.payload_bytes.to_bytes(3, "big")
+        body = _LAYOUT.pack(MAGIC, self.version, self.profile, self.settings, size, self.key_id, self.image_id)
         return body + bytes([crc8(body)])
 
     @classmethod
@@ -80,37 +77,20 @@ class Header:
             NotProtected: there is no header here.
             UnsupportedFormat: a header of a version or profile that this release does not know.
         """
-        magic, version, profile, geometry, step, classes, size, key_id, image_id = _LAYOUT.unpack(data[: SIZE - 1])
+        magic, version, profile, settings, size, key_id, image_id = _LAYOUT.unpack(data[: SIZE - 1])
         if magic != MAGIC or crc8(data[: SIZE - 1]) != data[SIZE - 1]:
             raise NotProtected(
                 "No protection header: the image was never protected, was re-encoded or resized, or is damaged.",
                 "Hand in the PNG exactly as published.",
             )
-        if version != VERSION_1 or profile != PROFILE_PAPER:
+        if _VERSIONS.get(profile) != version:
             raise UnsupportedFormat(
                 f"Protected in format version {version}, profile {profile}, which this release does not know.",
                 "Update the software.",
             )
-        header = cls(
-            key_id=key_id,
-            image_id=image_id,
-            payload_bytes=int.from_bytes(size, "big"),
-            block=1 << (geometry & 3),
-            planes=(geometry >> 2 & 3) + 1,
-            pairing=geometry >> 4,
-            step=step,
-            classes=classes,
-        )
-        header._check()
-        return header
+        return cls(profile, settings, int.from_bytes(size, "big"), key_id, image_id)
 
-    def _check(self) -> None:
-        sound = (
-            self.planes in (1, 2, 3)
-            and self.pairing in (0, 1, 2)
-            and self.step > 0
-            and self.step % (1 << self.planes) == 0
-            and self.classes in (1, 2, 4, 8, 16)
-        )
-        if not sound:
-            raise NotProtected("The protection header is damaged.", "Hand in the PNG exactly as published.")
+
+def damaged() -> NotProtected:
+    """The error for settings that no profile packs."""
+    return NotProtected("The protection header is damaged.", "Hand in the PNG exactly as published.")

@@ -4,8 +4,10 @@ Recovered samples are within 2^(planes-1) of the clean ones: of the replaced bit
 their range is taken (the plain paper, which leaves ciphertext in them, is within 2^planes - 1).
 """
 
+import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import groupby
+from typing import ClassVar
 
 import numpy as np
 from numba import njit
@@ -14,8 +16,8 @@ from numpy.typing import NDArray
 from storage.errors import AlteredImage, ParameterError, Refused
 from tasks.method import sequence, transform
 from tasks.method.carriers import LsbCarrier
-from tasks.method.header import VERSION_1, Header
-from tasks.method.profiles import Fitted, Images, LeftOut
+from tasks.method.header import PROFILE_PAPER, Header, damaged
+from tasks.method.profiles import Carried, Fitted, Images, LeftOut, Recovered
 from tasks.method.seal import TAG_BYTES, DataKey, digest_rows
 
 # Mean squared distance to the clean image under which a look does not count as a disguise (40 dB).
@@ -51,6 +53,54 @@ class PaperParameters:
                 f"step is {self.step}, with {self.planes} planes.",
                 f"Choose a multiple of {1 << self.planes} up to 128.",
             )
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """What the header says of an image: the parameters its rung used, and how blocks were paired.
+
+    Packed into 3 bytes: log2 block | planes-1 << 2 | pairing << 4, step, classes.
+    """
+
+    block: int
+    planes: int
+    pairing: int
+    step: int
+    classes: int
+
+    def pack(self) -> bytes:
+        """The header's settings."""
+        return bytes(
+            [(self.block.bit_length() - 1) | (self.planes - 1) << 2 | self.pairing << 4, self.step, self.classes]
+        )
+
+    @classmethod
+    def of(cls, header: Header) -> "Geometry":
+        """Read a header's settings.
+
+        Raises:
+            NotProtected: no encoder writes these.
+        """
+        packed, step, classes = header.settings
+        found = cls(1 << (packed & 3), (packed >> 2 & 3) + 1, packed >> 4, step, classes)
+        sound = (
+            found.planes in (1, 2, 3)
+            and found.pairing in (0, 1, 2)
+            and step > 0
+            and step % (1 << found.planes) == 0
+            and classes in (1, 2, 4, 8, 16)
+        )
+        if not sound:
+            raise damaged()
+        return found
+
+
+@dataclass(frozen=True)
+class PaperFitted(Fitted):
+    """One image after `fit`: its secret is the Sequence; `rung` says which step of the ladder fitted."""
+
+    rung: str
+    geometry: Geometry
 
 
 @dataclass(frozen=True)
@@ -113,23 +163,25 @@ def _bits(classes: int) -> int:
 class PaperProfile:
     """The paper's method, one plane set and block size at a time."""
 
-    name = "paper"
-    version = VERSION_1
+    name: ClassVar[str] = "paper"
+    number: ClassVar[int] = PROFILE_PAPER
 
     def __init__(self, parameters: PaperParameters | None = None) -> None:
         self.parameters = parameters or PaperParameters()
 
+    def spills(self, header: Header) -> bool:
+        """Never."""
+        return False
+
     def error_bound(self, header: Header) -> int:
         """2^(planes-1): half of what the replaced bits could say."""
-        return 1 << (header.planes - 1)
+        return 1 << (Geometry.of(header).planes - 1)
 
-    def payload_bytes(self, fitted: Fitted) -> int:
-        """Sequence and tag."""
-        return len(fitted.sequence) + TAG_BYTES
-
-    def capacity_bytes(self, fitted: Fitted) -> int:
-        """What the bit planes of its rung hold beside the header."""
-        return LsbCarrier(fitted.planes).capacity(*fitted.look.shape[:2])
+    def describe(self, header: Header) -> str:
+        """Block size, pairing and planes."""
+        g = Geometry.of(header)
+        pairing = ("sorted", "identity", "explicit")[g.pairing]
+        return f"{g.block}x{g.block} blocks, {pairing} pairing, step {g.step}, {g.planes} planes"
 
     def fit(self, clean: Images, perturbed: Images) -> list[Fitted | LeftOut]:
         """Climb the ladder with whole batches: each rung tries only the images that no rung before it fitted."""
@@ -148,7 +200,7 @@ class PaperProfile:
             results[i] = LeftOut(str(reasons[i]))
         return results
 
-    def _try(self, rung: _Rung, clean: Images, wanted: Images) -> tuple[list[Fitted | None], NDArray[np.bool_]]:
+    def _try(self, rung: _Rung, clean: Images, wanted: Images) -> tuple[list[PaperFitted | None], NDArray[np.bool_]]:
         n, height, width, _ = clean.shape
         block = self.parameters.block
         capacity = LsbCarrier(rung.planes).capacity(height, width) - TAG_BYTES
@@ -163,40 +215,50 @@ class PaperProfile:
         )  # fmt: skip
         flat = energies < _LEAST_ENERGY
         fits = (sizes >= 0) & (sizes <= capacity) & ~flat
-        how = (block, rung.planes)
         return [
-            Fitted(looks[i], codes[i, : sizes[i]].tobytes(), rung.name, *how, int(pairings[i]), rung.step, 1 << bits)
+            PaperFitted(
+                looks[i],
+                codes[i, : sizes[i]].tobytes(),
+                rung.name,
+                Geometry(block, rung.planes, int(pairings[i]), rung.step, 1 << bits),
+            )
             if fits[i]
             else None
             for i in range(n)
         ], flat
 
-    def carry(self, fitted: list[Fitted], clean: Images, ids: list[bytes], key: DataKey) -> Images:
+    def carry(
+        self, fitted: list[Fitted], clean: Images, labels: list[int | None], ids: list[bytes], key: DataKey
+    ) -> list[Carried]:
         """Seal each Sequence, replace the bits, and decode every image once before it is handed out."""
         if not fitted:
-            return np.empty_like(clean)
-        images = np.stack([f.look for f in fitted])
+            return []
+        ours = [f for f in fitted if isinstance(f, PaperFitted)]
+        images = np.stack([f.look for f in ours])
         headers = [
-            Header(key.key_id, image_id, len(f.sequence) + TAG_BYTES, f.block, f.planes, f.pairing, f.step, f.classes)
-            for f, image_id in zip(fitted, ids, strict=True)
+            Header(self.number, f.geometry.pack(), len(f.secret) + TAG_BYTES, key.key_id, image_id)
+            for f, image_id in zip(ours, ids, strict=True)
         ]
-        for planes, group in _grouped(headers, lambda h: h.planes):
+        for planes, group in _grouped(headers):
             carrier = LsbCarrier(planes)
             part = [headers[i] for i in group]
             digests = _digests(carrier, images[group], part)
             packed = [h.pack() for h in part]
             payloads = [
-                key.seal(fitted[i].sequence, head, images.shape[1:3], digest)
+                key.seal(ours[i].secret, _associated(head, key, images, digest))
                 for i, head, digest in zip(group, packed, digests, strict=True)
             ]
             chosen = images[group]
             carrier.embed(chosen, packed, payloads)
             images[group] = chosen
-        self._verify(images, headers, fitted, clean)
-        return images
+        self._verify(images, headers, ours, clean)
+        return [
+            Carried(image, f.rung, header.payload_bytes, LsbCarrier(f.geometry.planes).capacity(*image.shape[:2]))
+            for image, f, header in zip(images, ours, headers, strict=True)
+        ]
 
-    def _verify(self, images: Images, headers: list[Header], fitted: list[Fitted], clean: Images) -> None:
-        recovered = self._undo(images, headers, [f.sequence for f in fitted])
+    def _verify(self, images: Images, headers: list[Header], fitted: list[PaperFitted], clean: Images) -> None:
+        recovered = self._undo(images, headers, [f.secret for f in fitted])
         for header, image, wanted in zip(headers, recovered, clean, strict=True):
             if image is None or np.abs(image.astype(np.int16) - wanted).max() > self.error_bound(header):
                 raise AssertionError(
@@ -206,23 +268,24 @@ class PaperProfile:
     def _undo(self, images: Images, headers: list[Header], sequences: list[bytes]) -> list[Images | None]:
         """Inverse transform of opened images; None where the Sequence is impossible."""
         results: list[Images | None] = [None] * len(images)
-        for planes, group in _grouped(headers, lambda h: h.planes):
+        for planes, group in _grouped(headers):
             sizes = np.array([headers[i].payload_bytes for i in group])
             middles = LsbCarrier(planes).clear(images[group], sizes, middle=True)
             for i, middle in zip(group, middles, strict=True):
-                h, out = headers[i], np.empty_like(middle)
+                g, out = Geometry.of(headers[i]), np.empty_like(middle)
                 code = np.frombuffer(bytearray(sequences[i] or b"\0"), np.uint8)
-                args = (h.block, _bits(h.classes), h.step, h.planes, h.pairing)
-                if _recover_one(middle, code, *args, out):
+                if _recover_one(middle, code, g.block, _bits(g.classes), g.step, g.planes, g.pairing, out):
                     results[i] = out
         return results
 
-    def recover(self, images: Images, headers: list[Header], key: DataKey) -> list[Images | Refused]:
+    def recover(
+        self, images: Images, headers: list[Header], spilled: list[bytes | None], key: DataKey
+    ) -> list[Recovered | Refused]:
         """Open each seal, then undo; one image's refusal does not touch the others."""
-        results: list[Images | Refused] = [AlteredImage("", "")] * len(images)
+        results: list[Recovered | Refused] = [AlteredImage("", "")] * len(images)
         opened: list[int] = []
         sequences: list[bytes] = []
-        for planes, group in _grouped(headers, lambda h: h.planes):
+        for planes, group in _grouped(headers):
             carrier = LsbCarrier(planes)
             capacity = carrier.capacity(*images.shape[1:3])
             sound = [i for i in group if TAG_BYTES <= headers[i].payload_bytes <= capacity]
@@ -233,16 +296,23 @@ class PaperProfile:
             payloads = carrier.extract(images[sound], sizes)
             for i, digest, payload in zip(sound, _digests(carrier, images[sound], part), payloads, strict=True):
                 try:
-                    sequences.append(key.open(payload, headers[i].pack(), images.shape[1:3], digest))
+                    sequences.append(key.open(payload, _associated(headers[i].pack(), key, images, digest)))
                     opened.append(i)
                 except AlteredImage as refusal:
                     results[i] = refusal
         undone = self._undo(images[opened], [headers[i] for i in opened], sequences)
         for i, image in zip(opened, undone, strict=True):
             results[i] = (
-                image if image is not None else AlteredImage("The sealed Sequence is impossible.", "Report this.")
+                Recovered(image)
+                if image is not None
+                else AlteredImage("The sealed Sequence is impossible.", "Report this.")
             )
         return results
+
+
+def _associated(header: bytes, key: DataKey, images: Images, digest: bytes) -> list[bytes]:
+    """What the seal covers beside the Sequence."""
+    return [header, key.dataset.encode(), struct.pack(">II", *images.shape[1:3]), digest]
 
 
 def _digests(carrier: LsbCarrier, images: Images, headers: list[Header]) -> list[bytes]:
@@ -251,8 +321,8 @@ def _digests(carrier: LsbCarrier, images: Images, headers: list[Header]) -> list
     return digest_rows(cleared.data.cast("B") if cleared.size else b"", int(np.prod(images.shape[1:])))
 
 
-def _grouped(items: list[Header], key):  # type: ignore[no-untyped-def]
-    """(value, indices) for each value of `key`."""
-    order = sorted(range(len(items)), key=lambda i: key(items[i]))
-    for value, group in groupby(order, key=lambda i: key(items[i])):
-        yield value, list(group)
+def _grouped(headers: list[Header]) -> Iterator[tuple[int, list[int]]]:
+    """(planes, indices of the headers that have so many)."""
+    planes = [Geometry.of(h).planes for h in headers]
+    for value in sorted(set(planes)):
+        yield value, [i for i, p in enumerate(planes) if p == value]

@@ -7,7 +7,6 @@ fixed nonce would not survive a rerun with other parameters.
 
 import hashlib
 import hmac
-import struct
 
 from Crypto.Cipher import AES
 from Crypto.Hash import SHA256
@@ -50,29 +49,25 @@ class DataKey:
         message = "\0".join((self.dataset, split, sample)).encode()
         return hmac.digest(self._image_key, message, "sha256")[:8]
 
-    def _cipher(self, header: bytes, shape: tuple[int, ...], digest: bytes):  # type: ignore[no-untyped-def]
+    def _cipher(self, associated: list[bytes]):  # type: ignore[no-untyped-def]
         cipher = AES.new(self._siv_key, AES.MODE_SIV)
-        for part in (header, self.dataset.encode(), struct.pack(">II", shape[0], shape[1]), digest):
+        for part in associated:
             cipher.update(part)
         return cipher
 
-    def seal(self, plaintext: bytes, header: bytes, shape: tuple[int, ...], digest: bytes) -> bytes:
-        """Tag (16 bytes) and ciphertext.
-
-        Associated data, as four components: header, data set, height and width, digest of what carries no ciphertext.
-        """
-        ciphertext, tag = self._cipher(header, shape, digest).encrypt_and_digest(plaintext)
+    def seal(self, plaintext: bytes, associated: list[bytes]) -> bytes:
+        """Tag (16 bytes) and ciphertext; `associated`: components that are authenticated with it."""
+        ciphertext, tag = self._cipher(associated).encrypt_and_digest(plaintext)
         return tag + ciphertext
 
-    def open(self, sealed: bytes, header: bytes, shape: tuple[int, ...], digest: bytes) -> bytes:
+    def open(self, sealed: bytes, associated: list[bytes]) -> bytes:
         """The plaintext.
 
         Raises:
             AlteredImage: the seal does not verify.
         """
         try:
-            cipher = self._cipher(header, shape, digest)
-            return cipher.decrypt_and_verify(sealed[TAG_BYTES:], sealed[:TAG_BYTES])
+            return self._cipher(associated).decrypt_and_verify(sealed[TAG_BYTES:], sealed[:TAG_BYTES])
         except ValueError as error:
             raise AlteredImage(
                 "The seal does not verify: the image was altered after it was protected.",

@@ -3,7 +3,7 @@ import pytest
 
 from benchmarks.bench_method import ORDER, bench, load_images, markdown
 from tasks.method.perturbation import FspParameters
-from tasks.protect import ProtectParameters
+from tasks.protect import PaperMethod
 
 
 @pytest.fixture(autouse=True)
@@ -29,7 +29,7 @@ def test_images_without_a_mirror_are_the_samples() -> None:
 
 def test_every_step_is_timed_and_in_the_table() -> None:
     images, _ = load_images(32, 6)
-    times, count = bench(images, ProtectParameters(perturbation=FspParameters(steps=1)), repeats=1)
+    times, count = bench(images, PaperMethod(perturbation=FspParameters(steps=1)), repeats=1)
     assert 0 < count <= 6
     assert set(times) == set(ORDER)
     assert all(value >= 0 for value in times.values())

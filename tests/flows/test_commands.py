@@ -132,7 +132,7 @@ def test_protect_says_what_is_missing(home: Path, tmp_path: Path) -> None:
     make_variant(tmp_path / "v", dataset="pets")
     assert "dmcp key create pets" in dmcp("protect", tmp_path / "v", tmp_path / "p", code=5).stderr
     assert "not cars" in dmcp("protect", tmp_path / "v", tmp_path / "p", "--dataset", "cars", code=2).stderr
-    assert "block" in dmcp("protect", tmp_path / "v", tmp_path / "p", "--set", "transform.block=3", code=2).stderr
+    assert "block" in dmcp("protect", tmp_path / "v", tmp_path / "p", "--set", "paper.transform.block=3", code=2).stderr
     assert not (tmp_path / "p").exists()
 
 

@@ -109,7 +109,7 @@ def test_the_tree_stays_clean_and_dvc_runs_nothing(clone: Clone) -> None:
 
 
 def test_a_protect_parameter_concerns_protect_and_not_the_surrogate(clone: Clone, params) -> None:
-    params(protect={"perturbation": {"epsilon": 0.06}})
+    params(protect={"exact": {"set": {"amplitude": 12}}})
     assert clone.changed() == {"protect@sample", "report@sample"}  # what follows protect does once its output changes
     follow = clone.dvc("dag", "--dot", "--full", "protect@sample").splitlines()
     assert '"protect@sample" -> "restore@sample";' in follow
@@ -136,9 +136,9 @@ def test_another_data_set_leaves_this_one_alone(clone: Clone) -> None:
 
 
 def test_a_stage_that_fails_says_why_and_its_exit_code_comes_through(clone: Clone, params) -> None:
-    params(protect={"transform": {"step": 3}})
+    params(protect={"exact": {"set": {"amplitude": 300}}})
     said = clone.pipeline(code=2)
-    assert "Error: protect@sample: step is 3" in said
+    assert "Error: protect@sample: amplitude is 300" in said
     assert "Traceback" not in said
 
 

@@ -17,7 +17,7 @@ SHARDS, SHARD_SIZE = 3, 32
 TINY: dict[str, Any] = {
     "download": {"shard_size": SHARD_SIZE, "train_limit": SHARDS * SHARD_SIZE, "test_limit": 32},
     "surrogate": {"recipe": "paper", "epochs": 1, "batch_size": 32},
-    "protect": {"perturbation": {"steps": 2, "library": 4, "batch_size": 32}},
+    "protect": {"exact": {"perturbation": {"steps": 2, "library": 4, "batch_size": 32}}},
     "train": {"recipe": "paper", "epochs": 1, "batch_size": 32},
     "evaluate": {"quality_images": 16, "grid_images": 2},
 }

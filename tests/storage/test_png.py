@@ -10,7 +10,7 @@ from hypothesis.extra import numpy as arrays
 from PIL import Image
 
 from storage.errors import UnsupportedImage
-from storage.png import MAX_PIXELS, decode_png, encode_png
+from storage.png import MAX_PIXELS, PAYLOAD_CHUNK, decode_png, encode_png, read_payload
 
 images = arrays.arrays(np.uint8, st.tuples(st.integers(16, 40), st.integers(16, 40), st.just(3)))
 noise = np.random.default_rng(0).integers(0, 256, (20, 17, 3), dtype=np.uint8)
@@ -82,9 +82,52 @@ def test_refused_by_name_with_the_reason(data: bytes, reason: str) -> None:
     assert caught.value.cure
 
 
+@given(images, st.binary(max_size=2000))
+def test_a_payload_comes_back_and_touches_no_pixel(image: np.ndarray, payload: bytes) -> None:
+    data = encode_png(image, payload)
+    assert data == encode_png(image.copy(order="F"), payload)
+    assert read_payload(data) == payload
+    np.testing.assert_array_equal(decode_png(data, "x"), image)
+    assert read_payload(encode_png(image)) is None
+    assert encode_png(image) == data.replace(chunk(PAYLOAD_CHUNK, payload), b"", 1)
+
+
+def test_the_payload_chunk_is_ancillary_private_and_unsafe_to_copy() -> None:
+    """PNG, section 5.4: bit 5 of each letter says what a program that does not know the chunk may do with it."""
+    assert [bool(letter & 32) for letter in PAYLOAD_CHUNK] == [True, True, False, False]
+    assert PAYLOAD_CHUNK.isalpha()
+
+
+def test_a_program_that_saves_the_file_again_loses_the_payload_and_no_pixel() -> None:
+    with Image.open(io.BytesIO(encode_png(noise, b"sealed"))) as image:
+        again = saved(image)
+    assert read_payload(again) is None
+    np.testing.assert_array_equal(decode_png(again, "x"), noise)
+
+
+def test_payload_chunks_of_other_writers_are_found_wherever_they_stand() -> None:
+    data = encode_png(noise)
+    first, last = data.index(b"IDAT") - 4, data.index(b"IEND") - 4
+    for position in (first, last):
+        png = data[:position] + chunk(b"teXt", b"x") + chunk(PAYLOAD_CHUNK, b"one") + data[position:]
+        assert read_payload(png) == b"one"
+        np.testing.assert_array_equal(decode_png(png, "x"), noise)
+
+
+@given(st.data())
+def test_a_damaged_payload_chunk_is_refused(data: st.DataObject) -> None:
+    payload = data.draw(st.binary(min_size=1, max_size=40))
+    png = bytearray(encode_png(noise, payload))
+    start = png.index(PAYLOAD_CHUNK)
+    position = data.draw(st.integers(start, start + 4 + len(payload) + 3))
+    png[position] ^= 1 << data.draw(st.integers(0, 7))
+    with pytest.raises(UnsupportedImage, match="checksum"):
+        decode_png(bytes(png), "x")
+
+
 @given(st.data())
 def test_every_truncation_and_every_flipped_bit_is_noticed(data: st.DataObject) -> None:
-    png = encode_png(noise)
+    png = encode_png(noise, data.draw(st.none() | st.just(b"sealed")))
     with pytest.raises(UnsupportedImage):
         decode_png(png[: data.draw(st.integers(0, len(png) - 1))], "x")
     damaged = bytearray(png)

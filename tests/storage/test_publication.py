@@ -82,6 +82,45 @@ def test_publishing_the_same_again_changes_nothing(store: ObjectStore, variant: 
     assert list(store.list()) == before
 
 
+def test_payloads_are_written_before_the_manifest_and_told_of(store: ObjectStore, variant: Path) -> None:
+    class Order(ObjectStore):
+        def __init__(self, store: ObjectStore) -> None:
+            self.__dict__.update(store.__dict__)
+            self.written: list[str] = []
+
+        def put_bytes(self, key: str, *args, **kwargs) -> str:
+            self.written.append(key.rpartition("/")[2])
+            return super().put_bytes(key, *args, **kwargs)
+
+    def payloads() -> bytes:
+        assert seen == 12, "it is asked when all images were checked"
+        return b"beside\n"
+
+    def check(png: bytes) -> None:
+        nonlocal seen
+        seen += 1
+
+    seen = 0
+    order = Order(store)
+    version = publish(variant, order, "tiny", check=check, payloads=payloads, workers=1)
+    assert order.written[-5:] == ["payloads.jsonl", "LICENSE", "README.md", "manifest.json", "latest.json"]
+    assert store.get_bytes(version_key("tiny", version.id, "payloads.jsonl")) == b"beside\n"
+    assert b"`payloads.jsonl`" in store.get_bytes(version_key("tiny", version.id, "README.md"))
+
+
+def test_payloads_that_are_there_are_not_sent_again_and_damaged_ones_are_replaced(
+    store: ObjectStore, variant: Path
+) -> None:
+    key = version_key("tiny", publish(variant, store, "tiny", payloads=lambda: b"beside\n").id, "payloads.jsonl")
+    before = list(store.list())
+    publish(variant, store, "tiny", payloads=lambda: b"beside\n")
+    assert list(store.list()) == before
+    for damage in (b"besode\n", b"besi"):
+        store.put_bytes(key, damage)
+        publish(variant, store, "tiny", payloads=lambda: b"beside\n")
+        assert store.get_bytes(key) == b"beside\n"
+
+
 def test_versions_share_shards_and_the_channel_can_go_back(store: ObjectStore, variant: Path, tmp_path: Path) -> None:
     first = publish(variant, store, "tiny")
     make_variant(tmp_path / "more", shards=4)
@@ -114,11 +153,11 @@ ObjectStore.put_bytes = put_or_die
 def progress(what, done, total):
     if die_before == what and done * 2 > total:
         os.kill(os.getpid(), signal.SIGKILL)
-publish(Path(sys.argv[4]), store, "tiny", progress=progress, workers=1)
+publish(Path(sys.argv[4]), store, "tiny", progress=progress, payloads=lambda: b"beside", workers=1)
 """
 
 
-@pytest.mark.parametrize("die_before", ["upload", "README.md", "manifest.json", "latest.json"])
+@pytest.mark.parametrize("die_before", ["upload", "payloads.jsonl", "README.md", "manifest.json", "latest.json"])
 def test_a_publisher_that_is_killed_leaves_no_half_version(
     object_server: ServerAddress, store: ObjectStore, variant: Path, tmp_path: Path, die_before: str
 ) -> None:
@@ -137,7 +176,8 @@ def test_a_publisher_that_is_killed_leaves_no_half_version(
     for version in complete:
         pull(store, "tiny", tmp_path / "out", version)
 
-    new = publish(variant, store, "tiny")
+    new = publish(variant, store, "tiny", payloads=lambda: b"beside")
+    assert store.get_bytes(version_key("tiny", new.id, "payloads.jsonl")) == b"beside"
     assert new.shards_shared == (2 if die_before == "upload" else 3), "the second of three was killed after its bytes"
     assert pull(store, "tiny", tmp_path / "out").id == new.id
 

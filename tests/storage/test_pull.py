@@ -42,6 +42,17 @@ def test_a_pull_over_an_older_one_fetches_what_is_new(store: ObjectStore, varian
     verify_variant(tmp_path / "out")
 
 
+def test_payloads_come_with_the_version_that_has_them(store: ObjectStore, variant: Path, tmp_path: Path) -> None:
+    publish(variant, store, "tiny", payloads=lambda: b"beside\n")
+    for _ in range(2):  # the second time over an earlier pull
+        pull(store, "tiny", tmp_path / "out")
+        assert (tmp_path / "out" / "payloads.jsonl").read_bytes() == b"beside\n"
+    publish(variant, store, "tiny", "Other terms.")
+    pull(store, "tiny", tmp_path / "out")
+    assert not (tmp_path / "out" / "payloads.jsonl").exists()
+    verify_variant(tmp_path / "out")
+
+
 def test_damage_and_loss_in_the_bucket_are_told_apart_and_publishing_again_heals(
     store: ObjectStore, variant: Path, tmp_path: Path
 ) -> None:

@@ -12,7 +12,12 @@ from storage.png import encode_png
 from storage.shards import Sample, read_shard, write_shard
 from tasks.evaluate import evaluate
 from tasks.fidelity import choose_sample, compare_variants
+from tasks.method.exact import ExactProfile
+from tasks.method.paper import PaperProfile
+from tasks.method.profiles import Profile
+from tasks.method.seal import DataKey
 from tasks.metrics import read_evaluation
+from tasks.restore import restore_samples
 from tasks.verdict import difference, verdict
 from tests.tasks.evaluation_folder import (
     CLASSES,
@@ -184,12 +189,9 @@ def test_the_sample_is_drawn_by_seed_without_repetition() -> None:
     assert choose_sample(5, 100, 3).tolist() == [0, 1, 2, 3, 4]
 
 
-def test_bounds_come_from_the_headers_of_really_protected_images(tmp_path: Path) -> None:
-    from tasks.method.paper import PaperProfile
-    from tasks.method.seal import DataKey
-    from tasks.restore import restore_samples
-
-    key, profile = DataKey(bytes(range(32)), "tiny"), PaperProfile()
+@pytest.mark.parametrize(("profile", "bound"), [(PaperProfile(), 2), (ExactProfile(), 0)], ids=["paper", "exact"])
+def test_bounds_come_from_the_headers_of_really_protected_images(tmp_path: Path, profile: Profile, bound: int) -> None:
+    key = DataKey(bytes(range(32)), "tiny")
     folder = make_folder(tmp_path / "tiny")
     random = np.random.default_rng(1)
     manifest = read_manifest(folder / "clean")
@@ -199,14 +201,15 @@ def test_bounds_come_from_the_headers_of_really_protected_images(tmp_path: Path)
         images = np.stack([clean_images()[int(sample.key)] for sample in samples])
         wanted = images + np.repeat(np.repeat(random.integers(0, 3, (3, 4, 4, 3)) * 20, 4, 1), 4, 2).astype(np.uint8)
         ids = [key.image_id("train", sample.key) for sample in samples]
-        protected = profile.carry(list(profile.fit(images, wanted)), images, ids, key)
-        done = [Sample(s.key, encode_png(image), s.label) for s, image in zip(samples, protected, strict=True)]
+        labels = [sample.label for sample in samples]
+        protected = profile.carry(list(profile.fit(images, wanted)), images, labels, ids, key)
+        done = [Sample(s.key, encode_png(c.image, c.spilled), s.label) for s, c in zip(samples, protected, strict=True)]
         write_shard(folder / "protected" / shard.name, done)
         write_shard(folder / "recovered" / shard.name, restore_samples(done, lambda _: key).samples)
     found = compare_variants(folder, quality_images=0, seed=0)
-    assert found.bounds.images == {2: 6}
+    assert found.bounds.images == {bound: 6}
     assert (found.bounds.broken, found.bounds.unknown) == (0, 0)
-    assert 1 <= found.pairs["recovered"].errors.max_error <= 2
+    assert bound // 2 <= found.pairs["recovered"].errors.max_error <= bound
     write_shard(
         folder / "recovered" / "train-000000.tar", [Sample("0000", encode_png(clean_images()[0] + np.uint8(3)), 0)]
     )

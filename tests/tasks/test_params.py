@@ -9,9 +9,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from storage.errors import ParameterError, UsageError
+from tasks.method.exact import CARRIERS, SIGNS, ExactParameters
 from tasks.method.paper import PaperParameters
 from tasks.method.perturbation import TARGETS, FspParameters
-from tasks.params import SECTIONS, PerturbationParams, TransformParams, deep_merge, known_datasets, load_params
+from tasks.method.sign_perturbation import PATTERNS, SignParameters
+from tasks.params import (
+    SECTIONS,
+    ExactSetParams,
+    PerturbationParams,
+    SignPerturbationParams,
+    TransformParams,
+    deep_merge,
+    known_datasets,
+    load_params,
+)
 
 PROJECT = Path(__file__).resolve().parents[2]
 PARAMS = PROJECT / "params.yaml"
@@ -29,8 +40,10 @@ def changed(tmp_path: Path, change) -> Path:
 def test_every_data_set_of_the_project_is_valid(dataset: str) -> None:
     params = load_params(dataset, PARAMS)
     assert params.dataset == dataset
-    PaperParameters(**params.protect.transform.model_dump())
-    FspParameters(**params.protect.perturbation.model_dump())
+    PaperParameters(**params.protect.paper.transform.model_dump())
+    FspParameters(**params.protect.paper.perturbation.model_dump())
+    ExactParameters(**params.protect.exact.set.model_dump())
+    SignParameters(**params.protect.exact.perturbation.model_dump())
 
 
 def test_the_project_names_its_four_data_sets() -> None:
@@ -40,18 +53,28 @@ def test_the_project_names_its_four_data_sets() -> None:
 def test_the_section_has_the_fields_of_the_method() -> None:
     assert set(TransformParams.model_fields) == {f.name for f in fields(PaperParameters)}
     assert set(PerturbationParams.model_fields) == {f.name for f in fields(FspParameters)}
-    assert set(PerturbationParams.model_fields["targets"].annotation.__args__) == set(TARGETS)
+    assert set(ExactSetParams.model_fields) == {f.name for f in fields(ExactParameters)}
+    assert set(SignPerturbationParams.model_fields) == {f.name for f in fields(SignParameters)}
+    for section, field, known in (
+        (PerturbationParams, "targets", TARGETS),
+        (SignPerturbationParams, "pattern", PATTERNS),
+        (ExactSetParams, "signs", SIGNS),
+        (ExactSetParams, "carrier", CARRIERS),
+    ):
+        assert set(section.model_fields[field].annotation.__args__) == set(known)
 
 
 def test_a_data_set_lays_its_own_values_over_the_common_ones(tmp_path: Path) -> None:
     def change(raw: dict) -> None:
-        raw["datasets"]["cifar10"]["protect"] = {"perturbation": {"epsilon": 0.03}}
+        raw["datasets"]["cifar10"]["protect"] = {"paper": {"perturbation": {"epsilon": 0.03}}, "profile": "paper"}
 
     path = changed(tmp_path, change)
     mine, common = load_params("cifar10", path).protect, load_params("cifar10", PARAMS).protect
-    assert mine.perturbation.epsilon == 0.03
-    assert mine.perturbation.steps == common.perturbation.steps
-    assert mine.transform == common.transform
+    assert (mine.profile, common.profile) == ("paper", "exact")
+    assert mine.paper.perturbation.epsilon == 0.03
+    assert mine.paper.perturbation.steps == common.paper.perturbation.steps
+    assert mine.paper.transform == common.paper.transform
+    assert mine.exact == common.exact
 
 
 def test_loader_keys_of_download_are_kept() -> None:
@@ -64,7 +87,11 @@ def test_loader_keys_of_download_are_kept() -> None:
         (lambda raw: raw["train"].update(epoch=3), ["train.epoch", "Remove it"]),
         (lambda raw: raw["train"].pop("stem"), ["train.stem", "Add"]),
         (lambda raw: raw["train"].update(stem="big"), ["train.stem", "'imagenet' or 'small'", "'big'"]),
-        (lambda raw: raw["protect"]["perturbation"].update(targets="nearest"), ["targets", "'permuted-mean'"]),
+        (lambda raw: raw["protect"]["paper"]["perturbation"].update(targets="nearest"), ["targets", "'permuted-mean'"]),
+        (lambda raw: raw["protect"]["exact"]["set"].update(carrier="sound"), ["protect.exact.set.carrier", "'chunk'"]),
+        (lambda raw: raw["protect"].update(profile="magic"), ["protect.profile", "'paper' or 'exact'", "'magic'"]),
+        (lambda raw: raw["protect"].update(layer="layer4"), ["protect.layer", "Remove it"]),
+        (lambda raw: raw["protect"].pop("exact"), ["protect.exact", "Add"]),
         (lambda raw: raw["datasets"]["sample"].update(seeds=[]), ["seeds"]),
         (lambda raw: raw["datasets"]["sample"].pop("train"), ["datasets.sample", "`train: {}`"]),
         (lambda raw: raw.pop("datasets"), ["no data set 'sample'"]),

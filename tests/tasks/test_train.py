@@ -77,6 +77,24 @@ def test_the_same_seed_gives_the_same_files(sample: Path, tmp_path: Path) -> Non
         assert one == same and (file == "confusion.csv" or one != other)
 
 
+def test_the_same_data_beside_a_finished_model_is_not_trained_again(sample: Path, tmp_path: Path) -> None:
+    def run(variant: str, data: str, seed: int = 0) -> dict[str, Any]:
+        return train_variant(
+            sample / data, sample / "test", tmp_path / "models" / f"{variant}-{seed}",
+            tmp_path / "metrics" / f"train-{variant}-{seed}.json", PARAMS | {"epochs": 2}, variant=variant, seed=seed,
+            dataset="sample", device="cpu", threads=1, work=tmp_path / "work",
+        )  # fmt: skip
+
+    first, twin = run("clean", "clean"), run("recovered", "clean")
+    assert (first["same_as"], twin["same_as"]) == (None, "clean-0")
+    for file in ("model.pt", "history.csv", "confusion.csv"):
+        one, other = ((tmp_path / "models" / name / file).read_bytes() for name in ("clean-0", "recovered-0"))
+        assert one == other
+    assert first["test_accuracy"] == twin["test_accuracy"] and first["train_accuracy"] == twin["train_accuracy"]
+    assert run("clean", "clean", 1)["same_as"] is None
+    assert run("protected", "test")["same_as"] is None
+
+
 STOPS = """
 import os, signal, sys
 from pathlib import Path

@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 KINDS = ("noise", "flat", "black", "white", "checkerboard", "gradient", "photo", "saturated")
+LOOKS = ("signs", "signs a sample", "noise", "waves", "stripes", "another image", "the same")
 
 
 def make(kind: str, height: int, width: int, seed: int) -> NDArray[np.uint8]:
@@ -34,8 +35,29 @@ def perturb(image: NDArray[np.uint8], seed: int, amplitude: int = 18) -> NDArray
     return np.clip(image.astype(np.int64) + noise, 0, 255).astype(np.uint8)
 
 
+def disguise(image: NDArray[np.uint8], look: str, seed: int, amplitude: int) -> NDArray[np.uint8]:
+    """A wanted look of a kind: what a profile makes of it must come back whatever it is."""
+    height, width, _ = image.shape
+    rng = np.random.default_rng(seed)
+    if look == "the same":
+        return image.copy()
+    if look == "another image":
+        return make("photo", height, width, seed)
+    if look == "noise":
+        return perturb(image, seed, amplitude)
+    y, x = np.mgrid[:height, :width]
+    if look == "waves":
+        across, down, phase = rng.uniform(-2, 2), rng.uniform(-2, 2), rng.uniform(0, 6)
+        sign = np.where(np.sin(across * x + down * y + phase) >= 0, 1, -1)[..., None]
+    elif look == "stripes":
+        sign = 1 - 2 * ((seed % 5 * x + seed % 3 * y + seed) // 4 % 2)[..., None]
+    else:
+        sign = 1 - 2 * rng.integers(0, 2, (height, width, 1 if look == "signs" else 3))
+    return np.clip(image + amplitude * sign, 0, 255).astype(np.uint8)
+
+
 @st.composite
-def images(draw: st.DrawFn, largest: int = 48) -> NDArray[np.uint8]:
-    """Any kind, sides from 16, odd ones too."""
-    sides = st.integers(16, largest)
-    return make(draw(st.sampled_from(KINDS)), draw(sides), draw(sides), draw(st.integers(0, 2**32 - 1)))
+def images(draw: st.DrawFn, largest: int = 48, widest: int | None = None) -> NDArray[np.uint8]:
+    """Any kind, sides from 16, odd ones too; at most `largest` high and `widest` (else `largest`) wide."""
+    height, width = draw(st.integers(16, largest)), draw(st.integers(16, widest or largest))
+    return make(draw(st.sampled_from(KINDS)), height, width, draw(st.integers(0, 2**32 - 1)))

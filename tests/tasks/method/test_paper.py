@@ -6,12 +6,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from storage.errors import AlteredImage, DmcpError, ForeignImage, NotProtected, ParameterError
+from storage.errors import AlteredImage, ForeignImage, NotProtected, ParameterError
 from tasks.method.carriers import LsbCarrier, read_headers
 from tasks.method.header import BITS, Header
-from tasks.method.paper import PaperParameters, PaperProfile, ladder
-from tasks.method.profiles import Fitted, LeftOut
-from tasks.method.seal import DataKey
+from tasks.method.paper import Geometry, PaperFitted, PaperParameters, PaperProfile, ladder
+from tasks.method.profiles import Fitted, LeftOut, Recovered
+from tasks.method.seal import TAG_BYTES, DataKey
 from tasks.restore import restore_images
 from tests.tasks.method.images import images, make, perturb
 
@@ -39,7 +39,10 @@ def protect(clean: NDArray[np.uint8], parameters: PaperParameters) -> tuple[Fitt
     result = profile.fit(clean[None], perturb(clean, 7)[None])[0]
     if isinstance(result, LeftOut):
         return result, clean
-    return result, profile.carry([result], clean[None], [KEY.image_id("train", "0")], KEY)[0]
+    carried = profile.carry([result], clean[None], [None], [KEY.image_id("train", "0")], KEY)[0]
+    assert carried.spilled is None
+    assert TAG_BYTES <= carried.payload_bytes <= carried.room_bytes
+    return result, carried.image
 
 
 @given(images(), PROFILES)
@@ -50,10 +53,12 @@ def test_every_image_is_restored_within_the_bound_or_left_out(clean: NDArray[np.
         return
     assert np.mean((fitted.look.astype(float) - clean) ** 2) >= 6.5, "a clean image was about to be published"
     restored = restore_images(protected[None], find_key)[0]
-    assert not isinstance(restored, DmcpError)
-    error = np.abs(restored.astype(int) - clean)
-    assert error.max() <= 1 << (fitted.planes - 1)
-    assert error.max() <= (1 << p.planes) - 1 or fitted.planes > p.planes
+    assert isinstance(restored, Recovered)
+    assert restored.label is None
+    error = np.abs(restored.image.astype(int) - clean)
+    planes = Geometry.of(Header.unpack(read_headers(protected[None])[0])).planes
+    assert error.max() <= 1 << (planes - 1)
+    assert error.max() <= (1 << p.planes) - 1 or planes > p.planes
 
 
 @given(images(32), PROFILES, st.data())
@@ -89,7 +94,7 @@ def test_payloads_can_not_be_moved_between_images() -> None:
     """Header and payload of one image in another of the same size: the digest of the carrying image is sealed too."""
     (_, first), (_, second) = (protect(make("photo", 32, 32, s), PaperParameters()) for s in (1, 2))
     header = Header.unpack(read_headers(first[None])[0])
-    carrier, size = LsbCarrier(header.planes), np.array([header.payload_bytes])
+    carrier, size = LsbCarrier(Geometry.of(header).planes), np.array([header.payload_bytes])
     carrier.embed(second[None], [header.pack()], carrier.extract(first[None], size))
     assert isinstance(restore_images(second[None], find_key)[0], AlteredImage)
 
@@ -101,19 +106,19 @@ def test_a_mixed_batch_is_served_one_by_one() -> None:
     foreign_key = DataKey(bytes(32), "other")
     profile, clean = PaperProfile(), make("photo", 32, 32, 9)
     fitted = [f for f in profile.fit(clean[None], perturb(clean, 1)[None]) if isinstance(f, Fitted)]
-    foreign = profile.carry(fitted, clean[None], [bytes(8)], foreign_key)[0]
+    foreign = profile.carry(fitted, clean[None], [None], [bytes(8)], foreign_key)[0].image
     altered = good[0].copy()
     altered[-1, -1, -1] ^= 128
     batch = np.stack([make("noise", 32, 32, 0), good[0], foreign, altered, good[1]])
     kinds = [type(r).__name__ for r in restore_images(batch, find_key)]
-    assert kinds == ["NotProtected", "ndarray", "ForeignImage", "AlteredImage", "ndarray"]
+    assert kinds == ["NotProtected", "Recovered", "ForeignImage", "AlteredImage", "Recovered"]
 
 
 @pytest.mark.parametrize("kind", ["noise", "photo"])
 def test_smallest_images_find_a_rung(kind: str) -> None:
     clean = make(kind, 16, 16, 1)
     fitted, _ = protect(clean, PaperParameters(1, 1, 8, 1))
-    assert isinstance(fitted, Fitted)
+    assert isinstance(fitted, PaperFitted)
     assert fitted.rung != "configured"
 
 

@@ -6,26 +6,89 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from storage.errors import AlteredImage, DmcpError, NotProtected, ParameterError, UnsupportedFormat
-from tasks.method.header import SIZE, Header, crc8
+from tasks.method.exact import Embedding
+from tasks.method.expansion import MAX_THRESHOLD
+from tasks.method.header import PROFILE_EXACT, PROFILE_PAPER, SIZE, Header, crc8
+from tasks.method.known import parse_header, profile_of
+from tasks.method.paper import Geometry
 from tasks.method.seal import TAG_BYTES, DataKey
 
 SECRETS = st.binary(min_size=32, max_size=32)
 KEY = DataKey(bytes(range(32)), "cifar10")
 
 
+EIGHT = st.binary(min_size=8, max_size=8)
+THREE = st.binary(min_size=3, max_size=3)
+
+
+def headers() -> st.SearchStrategy[Header]:
+    return st.builds(
+        Header, st.sampled_from([PROFILE_PAPER, PROFILE_EXACT]), THREE, st.integers(0, 2**24 - 1), EIGHT, EIGHT
+    )
+
+
 @st.composite
-def headers(draw: st.DrawFn) -> Header:
+def geometries(draw: st.DrawFn) -> Geometry:
     planes = draw(st.integers(1, 3))
-    return Header(
-        key_id=draw(st.binary(min_size=8, max_size=8)),
-        image_id=draw(st.binary(min_size=8, max_size=8)),
-        payload_bytes=draw(st.integers(0, 2**24 - 1)),
+    return Geometry(
         block=draw(st.sampled_from([1, 2, 4, 8])),
         planes=planes,
         pairing=draw(st.integers(0, 2)),
         step=draw(st.integers(1, 255 >> planes)) << planes,
         classes=draw(st.sampled_from([1, 2, 4, 8, 16])),
     )
+
+
+def embeddings() -> st.SearchStrategy[Embedding]:
+    return st.builds(Embedding, st.integers(1, MAX_THRESHOLD), st.integers(0, 65535)) | st.just(Embedding(0, 0))
+
+
+def header_of(profile: int, settings: bytes) -> Header:
+    return Header(profile, settings, 100, bytes(8), bytes(8))
+
+
+@given(geometries())
+def test_settings_of_profile_paper_round_trip(geometry: Geometry) -> None:
+    header = header_of(PROFILE_PAPER, geometry.pack())
+    assert Geometry.of(header) == geometry
+    assert profile_of(header).error_bound(parse_header(header.pack())) == 1 << (geometry.planes - 1)
+
+
+@given(embeddings())
+def test_settings_of_profile_exact_round_trip(embedding: Embedding) -> None:
+    header = header_of(PROFILE_EXACT, embedding.pack())
+    assert Embedding.of(header) == embedding
+    assert profile_of(header).error_bound(parse_header(header.pack())) == 0
+    assert profile_of(header).spills(header) == (embedding.threshold == 0)
+
+
+@given(st.sampled_from([PROFILE_PAPER, PROFILE_EXACT]), THREE)
+def test_settings_are_read_as_they_were_written_or_refused(profile: int, settings: bytes) -> None:
+    header = header_of(profile, settings)
+    try:
+        parse_header(header.pack())
+    except NotProtected:
+        return
+    found = Geometry.of(header) if profile == PROFILE_PAPER else Embedding.of(header)
+    assert found.pack() == settings
+    assert profile_of(header).describe(header)
+
+
+@pytest.mark.parametrize(
+    ("profile", "settings"),
+    [
+        (PROFILE_PAPER, bytes([0, 0, 1])),
+        (PROFILE_PAPER, bytes([4, 6, 1])),
+        (PROFILE_PAPER, bytes([0, 8, 3])),
+        (PROFILE_PAPER, bytes([0x30, 8, 1])),
+        (PROFILE_PAPER, bytes([12, 16, 1])),
+        (PROFILE_EXACT, bytes([MAX_THRESHOLD + 1, 0, 0])),
+        (PROFILE_EXACT, bytes([0, 0, 1])),
+    ],
+)
+def test_settings_that_no_encoder_writes_are_damage(profile: int, settings: bytes) -> None:
+    with pytest.raises(NotProtected, match="damaged"):
+        parse_header(header_of(profile, settings).pack())
 
 
 @given(headers())
@@ -44,44 +107,59 @@ def test_header_with_one_flipped_bit_is_no_header(header: Header, bit: int) -> N
 
 
 def test_future_version_is_named() -> None:
-    packed = bytearray(Header(bytes(8), bytes(8), 0, 1, 1, 1, 8, 1).pack())
-    packed[2] = 2
-    packed[-1] = crc8(bytes(packed[:-1]))
-    with pytest.raises(UnsupportedFormat, match="version 2"):
-        Header.unpack(bytes(packed))
+    for profile, version in ((PROFILE_PAPER, 2), (PROFILE_EXACT, 1), (PROFILE_EXACT, 3), (3, 3)):
+        packed = bytearray(header_of(PROFILE_PAPER, bytes(3)).pack())
+        packed[2:4] = version, profile
+        packed[-1] = crc8(bytes(packed[:-1]))
+        with pytest.raises(UnsupportedFormat, match=f"version {version}, profile {profile}"):
+            Header.unpack(bytes(packed))
 
 
-@given(SECRETS, st.binary(max_size=300), st.binary(max_size=40))
-def test_seal_round_trip_and_determinism(secret: bytes, text: bytes, header: bytes) -> None:
+def test_each_profile_has_its_format_version() -> None:
+    assert [header_of(profile, bytes(3)).pack()[2] for profile in (PROFILE_PAPER, PROFILE_EXACT)] == [1, 2]
+
+
+@given(SECRETS, st.binary(max_size=300), st.lists(st.binary(max_size=40), max_size=4))
+def test_seal_round_trip_and_determinism(secret: bytes, text: bytes, associated: list[bytes]) -> None:
     key = DataKey(secret, "a")
-    sealed = key.seal(text, header, (32, 32), b"d" * 32)
+    sealed = key.seal(text, associated)
     assert len(sealed) == len(text) + TAG_BYTES
-    assert sealed == DataKey(secret, "a").seal(text, header, (32, 32), b"d" * 32)
-    assert key.open(sealed, header, (32, 32), b"d" * 32) == text
+    assert sealed == DataKey(secret, "a").seal(text, associated)
+    assert key.open(sealed, associated) == text
 
 
 @given(st.integers(0, 8 * 40 - 1))
 def test_one_flipped_bit_of_the_ciphertext_is_refused(bit: int) -> None:
-    sealed = bytearray(KEY.seal(b"x" * 24, b"head", (16, 16), b"d" * 32))
+    sealed = bytearray(KEY.seal(b"x" * 24, [b"head", b"d" * 32]))
     sealed[bit // 8] ^= 1 << bit % 8
     with pytest.raises(AlteredImage):
-        KEY.open(bytes(sealed), b"head", (16, 16), b"d" * 32)
+        KEY.open(bytes(sealed), [b"head", b"d" * 32])
+
+
+@given(st.integers(0, 39))
+def test_a_shortened_payload_is_refused(size: int) -> None:
+    sealed = KEY.seal(b"x" * 24, [b"head"])
+    with pytest.raises(AlteredImage):
+        KEY.open(sealed[:size], [b"head"])
 
 
 @pytest.mark.parametrize(
-    ("key", "header", "shape", "digest"),
+    ("key", "associated"),
     [
-        (DataKey(bytes(32), "cifar10"), b"head", (16, 20), b"d" * 32),
-        (DataKey(bytes(range(32)), "other"), b"head", (16, 20), b"d" * 32),
-        (KEY, b"heae", (16, 20), b"d" * 32),
-        (KEY, b"head", (20, 16), b"d" * 32),
-        (KEY, b"head", (16, 20), b"e" * 32),
+        (DataKey(bytes(32), "cifar10"), [b"head", b"digest"]),
+        (KEY, [b"heae", b"digest"]),
+        (KEY, [b"head", b"digess"]),
+        (KEY, [b"headd", b"igest"]),
+        (KEY, [b"digest", b"head"]),
+        (KEY, [b"head"]),
+        (KEY, [b"head", b"digest", b""]),
+        (KEY, []),
     ],
 )
-def test_everything_is_bound(key: DataKey, header: bytes, shape: tuple[int, int], digest: bytes) -> None:
-    sealed = KEY.seal(b"text", b"head", (16, 20), b"d" * 32)
+def test_everything_is_bound(key: DataKey, associated: list[bytes]) -> None:
+    sealed = KEY.seal(b"text", [b"head", b"digest"])
     with pytest.raises(AlteredImage):
-        key.open(sealed, header, shape, digest)
+        key.open(sealed, associated)
 
 
 def test_a_key_says_nothing_about_itself() -> None:

@@ -1,0 +1,159 @@
+"""The perturbation of profile `exact`: signs, optimised inside the set that can be carried and taken back.
+
+Sign steps with momentum as in FSP (`perturbation.py`), but on a field of numbers whose signs, times the amplitude, are
+the perturbation: the network sees the signs, the gradient passes them straight through (Bengio et al., 2013). It lowers
+the cross-entropy towards a target class (the loss of targeted adversarial poisoning, Fowl et al., NeurIPS 2021), or the
+distance of activations to that class's mean, which is FSP's. The target class is that of a secret derangement, the same
+for all images of a class. The field starts from a class-keyed pattern (`patterns.py`), whose weight says how much of it
+is left when the steps are done.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+
+from storage.errors import ParameterError
+from tasks.method.patterns import bands, texture
+from tasks.method.perturbation import Features, Images, derangement
+
+PATTERNS = {
+    "bands": "a texture in a narrow band of frequencies that names the class",
+    "none": "a little noise, so that the steps have a beginning",
+}
+
+
+@dataclass(frozen=True)
+class SignParameters:
+    """Parameters of the optimisation.
+
+    Attributes:
+        pattern: one of `PATTERNS`: where the field starts.
+        spread: of a band, standard deviation in periods a pixel.
+        weight: standard deviation of the pattern in the field, whose numbers stay within -1..1.
+        steps: steps of the optimisation; 0: the pattern alone.
+        rate: mean size of a step.
+        momentum: of the accumulated gradient.
+        library: target images a class; their mean activations are the target.
+        batch_size: images at once; part of the parameters because floating point results depend on it.
+    """
+
+    pattern: str = "bands"
+    spread: float = 0.02
+    weight: float = 0.5
+    steps: int = 15
+    rate: float = 0.1
+    momentum: float = 1.0
+    library: int = 100
+    batch_size: int = 250
+
+    def __post_init__(self) -> None:
+        if self.pattern not in PATTERNS:
+            raise ParameterError(f"pattern is {self.pattern!r}.", f"Choose one of {', '.join(PATTERNS)}.")
+        if self.pattern == "none" and not self.steps:
+            raise ParameterError("pattern is none and steps is 0.", "Choose a pattern, or at least one step.")
+        for name, value, low, high in (
+            ("spread", self.spread, 0.001, 0.5),
+            ("weight", self.weight, 0, 10),
+            ("steps", self.steps, 0, 1000),
+            ("rate", self.rate, 1e-4, 10),
+            ("momentum", self.momentum, 0, 1),
+            ("library", self.library, 1, 10_000),
+            ("batch_size", self.batch_size, 1, 10_000),
+        ):
+            if not low <= value <= high:
+                raise ParameterError(f"{name} is {value}.", f"Choose a value from {low:g} to {high:g}.")
+
+
+class SignPerturbation:
+    """Signs against one surrogate.
+
+    Args:
+        features: float32 images [n, 3, h, w] in 0..1 to activations or logits [n, d], differentiable.
+        library: float32 [classes, l, d], activations of target images by class.
+        logits: whether `features` are logits of the classes: then cross-entropy, else the distance of activations.
+        amplitude: how far a sample moves, of 255.
+        per_pixel: 1 (one sign for R, G and B) or 3.
+        seed: at least 16 bytes, derived from the data set's key.
+        device: where the surrogate is.
+    """
+
+    def __init__(
+        self,
+        features: Features,
+        library: NDArray[np.float32],
+        parameters: SignParameters,
+        *,
+        logits: bool,
+        amplitude: int,
+        per_pixel: int,
+        seed: bytes,
+        device: str = "cpu",
+    ) -> None:
+        self.features, self.parameters, self.logits, self.device = features, parameters, logits, device
+        self.amplitude, self.per_pixel = amplitude / 255, per_pixel
+        self.target_class = derangement(len(library), seed)
+        self.means = torch.from_numpy(library.mean(1)).to(device)
+        self.bands = bands(len(library), seed)
+
+    def perturb(self, images: Images, labels: NDArray[np.int64], ids: list[bytes]) -> Images:
+        """uint8 [n, h, w, 3] to the perturbed images: a sample moves by the amplitude, or not where it can not."""
+        size = self.parameters.batch_size
+        parts = [
+            self._batch(images[i : i + size], labels[i : i + size], ids[i : i + size])
+            for i in range(0, len(images), size)
+        ]
+        return np.concatenate(parts) if parts else images.copy()
+
+    def _batch(self, images: Images, labels: NDArray[np.int64], ids: list[bytes]) -> Images:
+        p = self.parameters
+        clean = torch.from_numpy(images).to(self.device).permute(0, 3, 1, 2).float().div_(255)
+        clean = clean.contiguous(memory_format=torch.channels_last)
+        target = torch.from_numpy(self.target_class[labels]).to(self.device)
+        field = self._start(images, labels, ids)
+        momentum = torch.zeros_like(field)
+        for _ in range(p.steps):
+            change = self._change(clean, field)
+            point = (clean + change).requires_grad_()
+            (gradient,) = torch.autograd.grad(self._loss(point, target), point)
+            gradient = gradient * (change != 0)
+            if self.per_pixel == 1:
+                gradient = gradient.sum(1, keepdim=True)
+            momentum.mul_(p.momentum).add_(gradient / _mean_size(gradient))
+            field = (field - p.rate * momentum / _mean_size(momentum)).clamp_(-1, 1)
+        perturbed = (clean + self._change(clean, field)).mul_(255).round_().to(torch.uint8)
+        return perturbed.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+
+    def _start(self, images: Images, labels: NDArray[np.int64], ids: list[bytes]) -> torch.Tensor:
+        """The field before the first step, float32 [n, 1 or 3, h, w]."""
+        _, height, width, _ = images.shape
+        p = self.parameters
+        if p.pattern == "bands":
+            rows = [
+                p.weight * texture(self.bands[label], i, height, width, p.spread)
+                for label, i in zip(labels, ids, strict=True)
+            ]
+        else:
+            rows = [np.random.RandomState(list(i)).uniform(-0.1, 0.1, (height, width)) for i in ids]
+        pattern = np.stack(rows)
+        field = torch.from_numpy(pattern.astype(np.float32)).to(self.device)
+        return field[:, None].repeat(1, self.per_pixel, 1, 1).clamp_(-1, 1)
+
+    def _change(self, clean: torch.Tensor, field: torch.Tensor) -> torch.Tensor:
+        """The perturbation that the signs of the field name, zero where a sample would leave its range."""
+        change = torch.where(field >= 0, self.amplitude, -self.amplitude).expand_as(clean)
+        moved = clean + change
+        # Half a step of 1/255 of slack: sums of floats miss the ends by less.
+        return change * ((moved > -0.5 / 255) & (moved < 255.5 / 255))
+
+    def _loss(self, point: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        found = self.features(point)
+        if self.logits:
+            return F.cross_entropy(found, target, reduction="sum")
+        return (found - self.means[target]).norm(dim=1).sum()
+
+
+def _mean_size(values: torch.Tensor) -> torch.Tensor:
+    return values.abs().mean((1, 2, 3), keepdim=True).clamp_min_(1e-30)

@@ -1,0 +1,124 @@
+"""The perturbation of profile `exact` stays in its set, lowers its loss, and depends on nothing but its inputs."""
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from storage.errors import ParameterError
+from tasks.method import signs
+from tasks.method.perturbation import build_library
+from tasks.method.sign_perturbation import PATTERNS, SignParameters, SignPerturbation
+from tests.tasks.method.images import KINDS, make
+
+SEED = bytes(range(16))
+LABELS = np.arange(20) % 5
+IDS = [bytes([i]) * 8 for i in range(20)]
+
+Images = NDArray[np.uint8]
+
+
+class Network:
+    """A small one of random weights: activations, or logits of five classes."""
+
+    def __init__(self, logits: bool) -> None:
+        torch.set_num_threads(1)
+        torch.manual_seed(0)
+        layers = [torch.nn.Conv2d(3, 16, 3, 2), torch.nn.ReLU(), torch.nn.Conv2d(16, 24, 3, 2), torch.nn.ReLU()]
+        self.body = torch.nn.Sequential(*layers).eval().requires_grad_(False)
+        self.head = torch.nn.Linear(24, 5).eval().requires_grad_(False) if logits else None
+        self.logits = logits
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        found = self.body(images).mean((2, 3))
+        return found if self.head is None else self.head(found)
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["logits", "layer"])
+def network(request: pytest.FixtureRequest) -> Network:
+    return Network(request.param)
+
+
+@pytest.fixture(scope="module")
+def images() -> Images:
+    return np.stack([make(KINDS[i % len(KINDS)] if i < 8 else "photo", 32, 32, i) for i in range(20)])
+
+
+def build(network: Network, images: Images, per_pixel: int = 1, seed: bytes = SEED, **given: object):  # type: ignore[no-untyped-def]
+    library = build_library(network, [list(images[c == LABELS]) for c in range(5)], 4, "cpu")
+    parameters = SignParameters(**given)  # type: ignore[arg-type]
+    return SignPerturbation(
+        network, library, parameters, logits=network.logits, amplitude=13, per_pixel=per_pixel, seed=seed
+    )
+
+
+def loss(perturbation: SignPerturbation, images: Images) -> float:
+    point = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
+    return float(perturbation._loss(point, torch.from_numpy(perturbation.target_class[LABELS])))
+
+
+@pytest.mark.parametrize("per_pixel", [1, 3])
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_the_result_is_in_the_set(network: Network, images: Images, pattern: str, per_pixel: int) -> None:
+    perturbed = build(network, images, per_pixel, pattern=pattern, steps=3).perturb(images, LABELS, IDS)
+    assert perturbed.dtype == np.uint8
+    sign = np.empty((32, 32, per_pixel), np.int8)
+    for clean, look in zip(images, perturbed, strict=True):
+        nearest = np.empty_like(clean)
+        signs.nearest(clean, look, sign)
+        signs.perturb(clean, sign, 13, nearest)
+        assert np.array_equal(nearest, look)
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_steps_lower_the_loss(network: Network, images: Images, pattern: str) -> None:
+    made = build(network, images, pattern=pattern, weight=0.2, steps=6)
+    alone = build(network, images, weight=0.2, steps=0)
+    after = loss(made, made.perturb(images, LABELS, IDS))
+    assert after < loss(made, images)
+    assert after < loss(made, alone.perturb(images, LABELS, IDS))
+
+
+def test_the_pattern_alone_tells_classes_and_keys_apart(network: Network, images: Images) -> None:
+    flat = np.full_like(images, 128)
+    mine = build(network, images, steps=0).perturb(flat, LABELS, IDS)
+    assert {*np.unique(mine)} == {115, 141}
+    assert np.array_equal(mine, build(network, images, steps=0, weight=0.9).perturb(flat, LABELS, IDS))
+    other_key = build(network, images, steps=0, seed=bytes(16)).perturb(flat, LABELS, IDS)
+    other_class = build(network, images, steps=0).perturb(flat, (LABELS + 1) % 5, IDS)
+    for other in (other_key, other_class):
+        assert (mine != other).mean() > 0.2
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_same_inputs_same_bytes_whatever_the_order_of_calls(network: Network, images: Images, pattern: str) -> None:
+    made = build(network, images, pattern=pattern, steps=3, batch_size=10)
+    whole = made.perturb(images, LABELS, IDS)
+    assert np.array_equal(whole, made.perturb(images, LABELS, IDS))
+    assert np.array_equal(whole[10:], made.perturb(images[10:], LABELS[10:], IDS[10:]))
+
+
+def test_no_images_are_no_trouble(network: Network, images: Images) -> None:
+    assert build(network, images).perturb(images[:0], LABELS[:0], []).shape == (0, 32, 32, 3)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"pattern": "dots"},
+        {"weight": -0.1},
+        {"spread": 0.0},
+        {"steps": -1},
+        {"rate": 0.0},
+        {"momentum": 2.0},
+        {"library": 0},
+    ],
+)
+def test_impossible_parameters_are_named(bad: dict[str, object]) -> None:
+    with pytest.raises(ParameterError, match=next(iter(bad))):
+        SignParameters(**bad)  # type: ignore[arg-type]
+
+
+def test_neither_pattern_nor_steps_is_refused() -> None:
+    with pytest.raises(ParameterError, match="at least one step"):
+        SignParameters(pattern="none", steps=0)
