@@ -42,9 +42,9 @@ class SignParameters:
 
     pattern: str = "bands"
     spread: float = 0.02
-    weight: float = 0.5
-    steps: int = 15
-    rate: float = 0.1
+    weight: float = 1.0
+    steps: int = 3
+    rate: float = 0.05
     momentum: float = 1.0
     library: int = 100
     batch_size: int = 250
