@@ -35,7 +35,7 @@ def parse_sets(values: list[str] | None) -> dict[str, Any]:
     for text in values or []:
         name, equals, value = text.partition("=")
         if not equals or not all(name.split(".")):
-            raise UsageError(f"--set {text} is not KEY=VALUE.", "As in: --set transform.block=4")
+            raise UsageError(f"--set {text} is not KEY=VALUE.", "As in: --set exact.set.amplitude=10")
         try:
             nested: Any = yaml.safe_load(value)
         except yaml.YAMLError as error:

@@ -107,8 +107,8 @@ def make_optimizer(recipe: Recipe, parameters: Iterable[torch.nn.Parameter]) -> 
 
 def make_schedule(recipe: Recipe, optimizer: Optimizer, steps: int) -> LRScheduler:
     """The recipe's learning rate over `steps` steps in all; to be stepped after each."""
-    if recipe.schedule == "onecycle":
-        return OneCycleLR(optimizer, recipe.lr, total_steps=max(2, steps), pct_start=0.25, cycle_momentum=False)
+    if recipe.schedule == "onecycle":  # with fewer steps than 5 the rise, a quarter of them, has no length
+        return OneCycleLR(optimizer, recipe.lr, total_steps=max(5, steps), pct_start=0.25, cycle_momentum=False)
     if recipe.schedule == "cosine":
         return CosineAnnealingLR(optimizer, max(1, steps))
     return LambdaLR(optimizer, lambda step: 1.0)

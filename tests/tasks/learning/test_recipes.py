@@ -68,3 +68,14 @@ def test_values_out_of_range_are_refused(wrong: dict[str, float]) -> None:
 def test_unknown_recipe_is_refused_with_the_known_ones() -> None:
     with pytest.raises(ParameterError, match="paper, modern"):
         recipe_named("best")
+
+
+@pytest.mark.parametrize("steps", range(1, 9))
+def test_the_shortest_trainings_have_a_schedule_too(steps: int) -> None:
+    recipe = recipe_named("modern")
+    optimizer = make_optimizer(recipe, [torch.nn.Parameter(torch.zeros(1))])
+    schedule = make_schedule(recipe, optimizer, steps)
+    for _ in range(steps):
+        optimizer.step()
+        schedule.step()
+        assert 0 < optimizer.param_groups[0]["lr"] <= recipe.lr
