@@ -27,7 +27,7 @@ from tasks.learning.features import LOGITS, Features
 from tasks.learning.models import Normalized, build_model
 from tasks.machine import describe_machine
 from tasks.method import signs
-from tasks.method.exact import ExactParameters, ExactProfile
+from tasks.method.exact import SIGNS, ExactParameters, ExactProfile
 from tasks.method.expansion import contract, expand
 from tasks.method.profiles import Fitted
 from tasks.method.seal import TAG_BYTES, DataKey
@@ -47,7 +47,7 @@ def bench(images: Images, method: Any, repeats: int) -> tuple[Times, list[str]]:
     clock.time("Pillow: PNG encode, its default setting", lambda: [_pillow(image) for image in images])
     labels = np.arange(len(images)) % CLASSES
     ids = [KEY.image_id("train", str(i)) for i in range(len(images))]
-    perturbed, remark = _bench_perturbation(clock, images, labels, ids, method)
+    perturbed, remark = _bench_perturbation(clock, images, labels, [KEY.image_seed(i) for i in ids], method)
     payload = _bench_hiding(clock, images, perturbed, labels, ids, ExactParameters(**method.set.model_dump()))
     remarks = [remark, f"payload {payload} bytes on average"]
     return clock.times, remarks + _bench_stegano(clock, images, payload)
@@ -60,7 +60,7 @@ def _pillow(image: Images) -> bytes:
 
 
 def _bench_perturbation(
-    clock: Clock, images: Images, labels: NDArray[np.int64], ids: list[bytes], method: Any
+    clock: Clock, images: Images, labels: NDArray[np.int64], seeds: list[bytes], method: Any
 ) -> tuple[Images, str]:
     torch.set_num_threads(1)
     network = Normalized(build_model("resnet18", CLASSES), (0.5,) * 3, (0.25,) * 3).eval()
@@ -72,15 +72,16 @@ def _bench_perturbation(
 
     def perturber(p: SignParameters) -> SignPerturbation:
         return SignPerturbation(
-            features, library, p, logits=method.layer == LOGITS, amplitude=method.set.amplitude, per_pixel=1,
-            seed=KEY.derive(b"derangement", 16),
+            features, library, p, logits=method.layer == LOGITS, amplitude=method.set.amplitude,
+            per_pixel=SIGNS[method.set.signs], derangement_seed=KEY.derive(b"derangement", 16),
+            band_seed=KEY.derive(b"bands", 16),
         )  # fmt: skip
 
     optimised = perturber(replace(parameters, steps=steps))
-    clock.time(f"perturb: {steps} steps", lambda: optimised.perturb(images, labels, ids), repeats=2)
+    clock.time(f"perturb: {steps} steps", lambda: optimised.perturb(images, labels, seeds), repeats=2)
     clock.time(f"a bare loop of {steps} passes", lambda: _bare_loop(features, images, steps), repeats=2)
     own = perturber(parameters)
-    wanted = clock.time("protect: perturb, as configured", lambda: own.perturb(images, labels, ids), repeats=2)
+    wanted = clock.time("protect: perturb, as configured", lambda: own.perturb(images, labels, seeds), repeats=2)
     share = clock.times[f"a bare loop of {steps} passes"] / clock.times[f"perturb: {steps} steps"]
     return wanted, f"perturbation by steps reaches {share:.0%} of the bare loop's images a second"
 

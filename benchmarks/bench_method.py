@@ -82,13 +82,14 @@ def bench(images: Images, parameters: PaperMethod, repeats: int) -> tuple[Times,
     clock = Clock(len(images), repeats)
     key = DataKey(bytes(range(32)), "bench")
     ids = [key.image_id("train", str(i)) for i in range(len(images))]
+    seeds = [key.image_seed(i) for i in ids]
     pngs = [encode_png(image) for image in images]
     clock.time("Pillow's PNG decode", lambda: [np.asarray(Image.open(io.BytesIO(png))) for png in pngs])
     clock.time("Pillow's PNG encode, its default setting", lambda: [_pillow_encode(image) for image in images])
     clock.time("protect: PNG decode, checked", lambda: [decode_png(png, "bench") for png in pngs])
     perturb = _perturbation(parameters, key)
     labels = np.arange(len(images)) % CLASSES
-    perturbed = clock.time("protect: perturb", lambda: perturb.perturb(images, labels, ids), repeats=2)
+    perturbed = clock.time("protect: perturb", lambda: perturb.perturb(images, labels, seeds), repeats=2)
 
     profile = PaperProfile(parameters.transform)
     fitted = clock.time("protect: mRIT and Sequence, whole ladder", lambda: profile.fit(images, perturbed))

@@ -14,21 +14,23 @@ import argparse
 import json
 import multiprocessing
 import time
+from collections.abc import Iterable
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import yaml
-from numpy.typing import NDArray
 
 from flows.protect import method_named
+from storage.errors import UsageError
 from storage.files import write_atomic
 from storage.settings import settings
 from tasks.datasets import get
 from tasks.datasets.source import Place
-from tasks.learning.device import usable_cores
+from tasks.learning.device import resolve_device, usable_cores
 from tasks.learning.features import Features
 from tasks.learning.models import Normalized, build_model, channel_statistics
 from tasks.learning.recipes import recipe_named
@@ -41,6 +43,8 @@ from tasks.params import deep_merge, load_params
 
 KEY = DataKey(bytes(range(32)), "comparison")
 BATCH = 1000
+Job = Future[dict[str, Any]]
+Jobs = dict[Job, tuple[str, str]]
 
 
 def load(split: str, count: int) -> LabelledImages:
@@ -86,7 +90,12 @@ class Comparison:
         self.options = options
         self.training, self.test = load("train", options.images), load("test", 10_000)
         self.path: Path = options.out
-        self.results: dict[str, Any] = json.loads(self.path.read_text()) if self.path.exists() else {"rows": {}}
+        asked = {name: getattr(options, name) for name in ("images", "epochs", "lr", "stem")}
+        self.results: dict[str, Any] = {"setting": asked, "rows": {}}
+        if self.path.exists():
+            self.results = json.loads(self.path.read_text())
+        if self.results["setting"] != asked:
+            raise UsageError(f"{self.path} was made with {self.results['setting']}.", "Write to another file.")
         self._surrogate: Normalized | None = None
 
     @property
@@ -99,62 +108,72 @@ class Comparison:
             self._surrogate.eval()
         return self._surrogate
 
-    def protected(self, row: str) -> tuple[NDArray[np.uint8], dict[str, Any]]:
-        """The images of a row, and what is to be said of them."""
+    def protected(self, row: str) -> tuple[LabelledImages, dict[str, Any]]:
+        """What is published of a row, and what is to be said of it."""
         images, labels = self.training.images, self.training.labels
         if row == "clean":
-            return images, {}
-        method = method_of(row)
-        features = Features(self.surrogate, method.layer)
-        wanted = method.perturbation.library
-        library = build_library(features, [list(images[labels == c][:wanted]) for c in range(10)], wanted, "cpu")
-        perturber, out, spilled = method.perturber(features, library, KEY, "cpu"), images.copy(), 0
+            return self.training, {}
+        method, device = method_of(row), resolve_device(settings().device).type
+        features, wanted = Features(self.surrogate, method.layer), method.perturbation.library
+        library = build_library(features, [list(images[labels == c][:wanted]) for c in range(10)], wanted, device)
+        perturber, out, kept, spilled = method.perturber(features, library, KEY, device), [], [], 0
         started = time.perf_counter()
-        for i in range(0, len(images), BATCH):
-            part = slice(i, i + BATCH)
-            ids = [KEY.image_id("train", str(n)) for n in range(i, min(i + BATCH, len(images)))]
-            fitted = method.profile.fit(images[part], perturber.perturb(images[part], labels[part], ids))
-            kept = [n for n, f in enumerate(fitted) if not isinstance(f, LeftOut)]
-            known: list[int | None] = [int(labels[i + n]) for n in kept]
-            good = [f for f in fitted if not isinstance(f, LeftOut)]
-            carried = method.profile.carry(good, images[part][kept], known, [ids[n] for n in kept], KEY)
-            for n, c in zip(kept, carried, strict=True):
-                out[i + n] = c.image
-                spilled += c.spilled is not None
-        errors = ((out.astype(np.float32) - images) ** 2).mean((1, 2, 3))
-        psnr = 10 * np.log10(255**2 / np.maximum(errors, 1e-9))
-        seconds = round(time.perf_counter() - started, 1)
-        return out, {"psnr": float(psnr.mean()), "beside": spilled / len(images), "seconds": seconds}
+        for first in range(0, len(images), BATCH):
+            part = np.arange(first, min(first + BATCH, len(images)))
+            ids = [KEY.image_id("train", str(n)) for n in part]
+            perturbed = perturber.perturb(images[part], labels[part], [KEY.image_seed(i) for i in ids])
+            fitted = method.profile.fit(images[part], perturbed)
+            good = [n for n, f in enumerate(fitted) if not isinstance(f, LeftOut)]
+            known: list[int | None] = [int(labels[part[n]]) for n in good]
+            looks = [f for f in fitted if not isinstance(f, LeftOut)]
+            carried = method.profile.carry(looks, images[part[good]], known, [ids[n] for n in good], KEY)
+            out += [c.image for c in carried]
+            kept += [int(part[n]) for n in good]
+            spilled += sum(c.spilled is not None for c in carried)
+        shown = np.stack(out)
+        psnr = 10 * np.log10(255**2 / ((shown.astype(np.float32) - images[kept]) ** 2).mean((1, 2, 3)))
+        return LabelledImages(shown, labels[kept]), {
+            "psnr": float(psnr.mean()),
+            "beside": spilled / len(images),
+            "left_out": len(images) - len(kept),
+            "seconds": round(time.perf_counter() - started, 1),
+        }
 
     def run(self) -> None:
         """Fill in what is missing, writing after each model."""
         spawn = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(self.options.workers, spawn) as pool:
-            jobs: dict[Future[dict[str, Any]], tuple[str, str]] = {}
+            jobs: Jobs = {}
             for row in self.options.rows:
-                entry = self.results["rows"].setdefault(row, {"models": {}})
+                entry = self.results["rows"].setdefault(row, {"models": {}, "method": described(row)})
+                if entry["method"] != described(row):
+                    raise UsageError(f"{self.path} has {row} with other parameters.", "Write to another file.")
                 names = [(a, s) for a in self.options.architectures for s in self.options.seeds]
                 todo = [(a, s) for a, s in names if f"{a}-{s}" not in entry["models"]]
                 if not todo:
                     continue
-                images, facts = self.protected(row)
+                data, facts = self.protected(row)
                 entry |= facts
-                data = LabelledImages(images, self.training.labels)
                 for architecture, seed in todo:
                     job = pool.submit(measured, data, self.test, architecture, seed, self.options)
                     jobs[job] = (row, f"{architecture}-{seed}")
-            for done in as_completed(jobs):
-                row, name = jobs[done]
-                found = self.results["rows"][row]["models"][name] = done.result()
-                self.save()
-                print(f"{row} {name}: {found['last']:.3f}, peak {found['peak']:.3f}", flush=True)
+                self._collect(jobs, [job for job in jobs if job.done()])
+            self._collect(jobs, as_completed(list(jobs)))
+
+    def _collect(
+        self, jobs: dict[Future[dict[str, Any]], tuple[str, str]], done: Iterable[Future[dict[str, Any]]]
+    ) -> None:
+        for job in done:
+            row, name = jobs.pop(job)
+            found = self.results["rows"][row]["models"][name] = job.result()
+            self.save()
+            print(f"{row} {name}: {found['last']:.3f}, peak {found['peak']:.3f}", flush=True)
 
     def save(self) -> None:
         """Write the results, whole or not at all."""
-        o = self.options
         self.results |= {
-            "images": o.images, "test_images": len(self.test.images), "epochs": o.epochs, "lr": o.lr, "stem": o.stem,
-            "recipe": "modern", "torch": torch.__version__, "machine": describe_machine(),
+            "test_images": len(self.test.images), "recipe": "modern", "torch": torch.__version__,
+            "machine": describe_machine(),
         }  # fmt: skip
         write_atomic(self.path, (json.dumps(self.results, indent=1) + "\n").encode())
 
@@ -172,6 +191,11 @@ def method_of(row: str) -> Any:
     return method_named(section | {"profile": profile})
 
 
+def described(row: str) -> Any:
+    """All parameters of a row, as JSON has them."""
+    return None if row == "clean" else json.loads(json.dumps(asdict(method_of(row))))
+
+
 def markdown(results: dict[str, Any]) -> str:
     """A line a row and architecture: mean and standard deviation over the seeds."""
     lines = ["| trained on | network | PSNR, dB | beside, % | last | peak | n |", "|---|---|---|---|---|---|---|"]
@@ -182,6 +206,32 @@ def markdown(results: dict[str, Any]) -> str:
             psnr, beside = (f"{entry['psnr']:.2f}", f"{100 * entry['beside']:.2f}") if "psnr" in entry else ("", "")
             lines.append(f"| {row} | {architecture} | {psnr} | {beside} | {cells[0]} | {cells[1]} | {len(models)} |")
     return "\n".join(lines)
+
+
+def picture(results: dict[str, Any], path: Path) -> None:
+    """Accuracy of ResNet-18 over PSNR, as SVG: last epoch filled, best epoch open, each point with its row's name."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
+    for row, entry in results["rows"].items():
+        models = [m for name, m in entry["models"].items() if name.startswith("resnet18-")]
+        last, peak = (100 * float(np.mean([m[key] for m in models])) for key in ("last", "peak")) if models else (0, 0)
+        if not models:
+            continue
+        if "psnr" not in entry:
+            axes.axhline(last, linestyle=":", color="grey")
+            axes.annotate(row, (0.01, last), xycoords=("axes fraction", "data"), va="bottom")
+            continue
+        colour = "C3" if row.startswith("paper") else "C0"
+        axes.plot([entry["psnr"]] * 2, [last, peak], color=colour, linewidth=0.8)
+        axes.plot(entry["psnr"], last, "o", color=colour)
+        axes.plot(entry["psnr"], peak, "o", color=colour, fillstyle="none")
+        axes.annotate(f" {row}", (entry["psnr"], last), fontsize=7, va="top")
+    axes.set_xlabel("PSNR of protected to clean images, dB")
+    axes.set_ylabel("test accuracy, % (filled: last epoch, open: best)")
+    axes.set_ylim(bottom=0)
+    figure.savefig(path, metadata={"Date": None})
 
 
 def _spread(values: list[float]) -> str:
@@ -203,6 +253,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     comparison = Comparison(parser.parse_args())
     comparison.run()
+    picture(comparison.results, comparison.path.with_suffix(".svg"))
     print(markdown(comparison.results))
 
 

@@ -7,6 +7,7 @@ none of their results and caches nothing: DVC knows what depends on what, and Pr
 
 import os
 from collections.abc import Callable, Iterable
+from functools import wraps
 from itertools import islice
 from typing import Any, ParamSpec, TypeVar
 
@@ -62,9 +63,27 @@ def task_runner() -> TaskRunner[Any]:
 def flow(name: str, sharded: bool = False) -> Callable[[Callable[P, R]], prefect.Flow[P, R]]:
     """`prefect.flow`: its result stays in the process, and what failed for a reason of ours is not tried again.
 
-    `sharded`: it maps tasks over shards, by the task runner of the settings.
+    `sharded`: it maps tasks over shards, by the task runner of the settings. A runner that is not there is an error of
+    the run, not of the import.
     """
-    return prefect.flow(name=name, persist_result=False, retries=0, task_runner=task_runner() if sharded else None)
+
+    def decorate(function: Callable[P, R]) -> prefect.Flow[P, R]:
+        runner = None
+        try:
+            runner = task_runner() if sharded else None
+        except SettingsError as error:
+            function = _refusing(function, error)
+        return prefect.flow(name=name, persist_result=False, retries=0, task_runner=runner)(function)
+
+    return decorate
+
+
+def _refusing(function: Callable[P, R], error: SettingsError) -> Callable[P, R]:
+    @wraps(function)
+    def refuse(*args: P.args, **kwargs: P.kwargs) -> R:
+        raise SettingsError(error.what, error.cure)
+
+    return refuse
 
 
 def task(name: str, run_name: str | None = None) -> Callable[[Callable[P, R]], prefect.Task[P, R]]:

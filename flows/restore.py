@@ -118,7 +118,7 @@ def _raise_if_barred(report: RequestReport) -> None:
     """When nothing was restored, and all for one reason that owner or requester can mend, the request failed."""
     kinds = {refusal.error for refusal in report.refused}
     kind = getattr(errors, next(iter(kinds)), Refused) if len(kinds) == 1 else Refused
-    if report.restored or not issubclass(kind, NotAuthorised | KeyVaultError):
+    if report.restored or not issubclass(kind, MENDABLE):
         return
     raise kind(f"None of {len(report.refused):,} images was restored. {report.refused[0].reason}", "")
 
@@ -286,10 +286,14 @@ def published_payloads(lookup: str) -> PublishedPayloads:
         return _published_payloads(lookup)
 
 
+MENDABLE = (NotAuthorised, KeyVaultError, PayloadMissing, CorruptManifest)
+"""Refusals for want of a grant, a key or a payload: it may be there by now, on another try."""
+
+
 def _mendable(report: dict[str, Any]) -> bool:
-    """Whether an image was refused for want of a key, a grant or a payload: it may be there by now, on another try."""
+    """Whether an image was refused for a reason that another try may not meet."""
     kinds = (getattr(errors, entry["error"], Refused) for entry in report["refused"])
-    return any(issubclass(kind, NotAuthorised | KeyVaultError | PayloadMissing | CorruptManifest) for kind in kinds)
+    return any(issubclass(kind, MENDABLE) for kind in kinds)
 
 
 def _slot(work: Work, shard: ShardInfo, number: int) -> Slot:

@@ -72,7 +72,8 @@ class ExactMethod:
             logits=self.layer == "logits",
             amplitude=self.set.amplitude,
             per_pixel=SIGNS[self.set.signs],
-            seed=key.derive(b"derangement", 16),
+            derangement_seed=key.derive(b"derangement", 16),
+            band_seed=key.derive(b"bands", 16),
             device=device,
         )
 
@@ -201,7 +202,8 @@ def protect_shard(source: Path, target: Path, job: ProtectJob, key: DataKey) -> 
         ids = [key.image_id(job.split, s.key) for s in chosen]
         clean = np.stack([images[i] for i in group])
         with report.timed("perturb"):
-            perturbed = perturbation.perturb(clean, np.array([s.label for s in chosen], np.int64), ids)
+            labels = np.array([s.label for s in chosen], np.int64)
+            perturbed = perturbation.perturb(clean, labels, [key.image_seed(i) for i in ids])
         protected = _hide(job.method.profile, clean, perturbed, chosen, ids, key, report)
         with report.timed("encode"):
             pngs.update({group[i]: encode_png(c.image, c.spilled) for i, c in protected})

@@ -152,9 +152,9 @@ def _recover(
     """
     results: list[Recovered | DmcpError] = list(profile.recover(images, headers, payloads, key))
     left = {
-        i: _candidates(header, key, find_payload)
+        i: _candidates(header, key, find_payload, payload)
         for i, (header, payload) in enumerate(zip(headers, payloads, strict=True))
-        if payload is None and profile.spills(header)
+        if isinstance(results[i], DmcpError) and profile.spills(header)
     }
     while left:
         tried: dict[int, bytes | None] = {}
@@ -174,9 +174,9 @@ def _recover(
     return results
 
 
-def _candidates(header: Header, key: DataKey, find_payload: FindPayload) -> Iterator[bytes]:
-    """The published payloads of an image that have the size which its header names."""
-    return (p for p in find_payload(key, header.image_id) if len(p) == header.payload_bytes)
+def _candidates(header: Header, key: DataKey, find_payload: FindPayload, tried: bytes | None) -> Iterator[bytes]:
+    """The published payloads of an image that have the size which its header names, but for the one tried already."""
+    return (p for p in find_payload(key, header.image_id) if len(p) == header.payload_bytes and p != tried)
 
 
 def read_header(png: bytes, name: str) -> Header:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from storage.errors import DatasetError
 from storage.files import Progress, replace_directory, write_atomic
 from tasks.models_io import load_model, save_model
 from tasks.training_job import NetworkParams, Trained, TrainingJob, Twin
@@ -14,6 +15,9 @@ from tasks.training_job import NetworkParams, Trained, TrainingJob, Twin
 if TYPE_CHECKING:
     from tasks.tracked_run import TrackedRun
     from tasks.tracking import Tracking
+
+
+TRAINING_NAME = "training.json"
 
 
 def train_variant(
@@ -37,8 +41,8 @@ def train_variant(
 
     Args:
         variant_dir: the variant to train on; `test_dir`: the clean test split.
-        out_dir: gets `model.pt`, `history.csv` (a row an epoch) and `confusion.csv` (actual, predicted: a row a test
-            image), and appears whole.
+        out_dir: gets `model.pt`, `history.csv` (a row an epoch), `confusion.csv` (actual, predicted: a row a test
+            image) and `training.json` (the digest of all that decided the model), and appears whole.
         metrics_path: gets what is returned, as JSON.
         params: section `train` of params.yaml, a mapping or an object: architecture, stem, recipe, epochs, lr,
             batch_size, image_size.
@@ -51,9 +55,8 @@ def train_variant(
         images: pictures (PNG) to keep with the run, by file name.
 
     Returns:
-        The fields of `tasks.metrics.TrainMetrics`, and `peak_epoch`, `images_per_second`, `training` (the digest of
-        all that decided the model) and `same_as` (the model beside this one that has the same digest, or None: then
-        nothing was trained again).
+        The fields of `tasks.metrics.TrainMetrics`, and `peak_epoch`, `images_per_second`, and `same_as`: the clean
+        model, where the recovered variant is the same data and nothing was trained again, else None.
 
     Raises:
         DatasetError, CorruptManifest, CorruptShard, UnsupportedImage: a variant can not be used.
@@ -63,7 +66,7 @@ def train_variant(
     """
     wanted = NetworkParams.read(params)
     job = TrainingJob(variant_dir, test_dir, wanted, seed, device=device, threads=threads, work=work)
-    twin = find_twin(out_dir.parent, metrics_path.parent, out_dir.name, job.digest())
+    twin = find_twin(variant, seed, out_dir.parent, job)
     run = _start(tracking, job, dataset, variant)
     try:
         trained = job.run(progress, on_history=run.curve if run is not None else None, twin=twin)
@@ -81,34 +84,34 @@ def train_variant(
         "seconds": trained.result.seconds,
         "images_per_second": trained.result.images_per_second,
         "mlflow_run": run.id if run is not None else None,
-        "training": job.digest(),
         "same_as": twin.name if twin is not None else None,
     }
-    _write_outputs(out_dir, trained)
+    _write_outputs(out_dir, trained, job.digest())
     write_atomic(metrics_path, (json.dumps(metrics, indent=2, sort_keys=True) + "\n").encode())
     job.finish()
     return metrics
 
 
-def find_twin(models: Path, metrics: Path, name: str, digest: str) -> Twin | None:
-    """A model beside `name` that was trained on the same data in the same way, as the recovered variant's often is.
+def find_twin(variant: str, seed: int, models: Path, job: TrainingJob) -> Twin | None:
+    """The clean variant's model, where the recovered variant is the same data and all else is the same too.
 
-    Args:
-        models, metrics: the folders of finished models and their records.
-        digest: `TrainingJob.digest`.
+    One way only: a clean model is always trained. What can not be read is no twin.
     """
     from tasks.learning.training import Epoch
 
-    for path in sorted(metrics.glob("train-*.json")):
-        other = path.stem.removeprefix("train-")
-        if other == name or not (models / other / "model.pt").is_file():
-            continue
-        if json.loads(path.read_text()).get("training") == digest:
-            with (models / other / "history.csv").open(newline="") as file:
-                rows = list(csv.DictReader(file))
-            history = [Epoch(int(r.pop("epoch")), seconds=0.0, **{k: float(v) for k, v in r.items()}) for r in rows]
-            return Twin(other, load_model(models / other / "model.pt").model, history)
-    return None
+    folder = models / f"clean-{seed}"
+    if variant != "recovered":
+        return None
+    try:
+        if json.loads((folder / TRAINING_NAME).read_text())["digest"] != job.digest():
+            return None
+        with (folder / "history.csv").open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        history = [Epoch(int(r.pop("epoch")), seconds=0.0, **{k: float(v) for k, v in r.items()}) for r in rows]
+        model = load_model(folder / "model.pt").model
+    except (OSError, ValueError, KeyError, TypeError, DatasetError):
+        return None
+    return Twin(folder.name, model, history) if len(history) == job.params.recipe.epochs else None
 
 
 def _start(tracking: "Tracking | None", job: TrainingJob, dataset: str, variant: str) -> "TrackedRun | None":
@@ -121,7 +124,7 @@ def _start(tracking: "Tracking | None", job: TrainingJob, dataset: str, variant:
     return run
 
 
-def _write_outputs(out_dir: Path, trained: Trained) -> None:
+def _write_outputs(out_dir: Path, trained: Trained, digest: str) -> None:
     result, classes = trained.result, trained.info.classes
     history = [
         (line.epoch, line.train_loss, line.train_accuracy, line.test_accuracy, line.learning_rate)
@@ -130,6 +133,7 @@ def _write_outputs(out_dir: Path, trained: Trained) -> None:
     pairs = zip(result.test.labels.tolist(), result.test.predictions.tolist(), strict=True)
     with replace_directory(out_dir) as folder:
         save_model(folder / "model.pt", trained.model, trained.info)
+        write_atomic(folder / TRAINING_NAME, (json.dumps({"digest": digest}) + "\n").encode())
         head = ["epoch", "train_loss", "train_accuracy", "test_accuracy", "learning_rate"]
         write_atomic(folder / "history.csv", _csv(head, history))
         names = ((classes[actual], classes[predicted]) for actual, predicted in pairs)

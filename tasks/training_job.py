@@ -17,7 +17,7 @@ from storage.errors import DatasetError, ParameterError
 from storage.files import Progress, sha256_file
 from storage.manifest import MANIFEST_NAME
 from storage.settings import settings
-from tasks.models_io import ModelInfo, load_state, save_state
+from tasks.models_io import ModelInfo, TrainingState, load_state, save_state
 from tasks.variants import Arrays, load_arrays
 
 if TYPE_CHECKING:
@@ -164,11 +164,13 @@ class TrainingJob:
         from tasks.learning.training import Epoch, train
 
         training, test = self._load()
-        network = build_model(self.params.architecture, len(training.classes), self.params.stem, self.seed)
-        model = Normalized(network, *channel_statistics(training.images))
-        state = load_state(self.state_path)
+        state: TrainingState | None
         if twin is not None:
             model, state = twin.model, {"history": [asdict(line) for line in twin.history]}
+        else:
+            network = build_model(self.params.architecture, len(training.classes), self.params.stem, self.seed)
+            model = Normalized(network, *channel_statistics(training.images))
+            state = load_state(self.state_path)
         if state is not None and on_history is not None:
             on_history([Epoch(**line) for line in state["history"]])
         result = train(
@@ -212,11 +214,12 @@ class TrainingJob:
 
 @cache
 def _code_digest() -> str:
-    """Of the sources of tasks.learning: other code may train another network."""
+    """Of the sources that decide a network: other code may train another one."""
     import tasks.learning
 
+    around = [Path(__file__).with_name(name) for name in ("models_io.py", "training_job.py", "variants.py")]
     digest = hashlib.sha256()
-    for path in sorted(Path(tasks.learning.__path__[0]).glob("*.py")):
+    for path in [*sorted(Path(tasks.learning.__path__[0]).glob("*.py")), *around]:
         digest.update(f"{path.name} {sha256_file(path)}\n".encode())
     return digest.hexdigest()
 

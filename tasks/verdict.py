@@ -85,8 +85,8 @@ def _restoration(evaluation: Evaluation) -> str:
     clean, recovered = evaluation.accuracy["clean"], evaluation.accuracy["recovered"]
     change = difference(clean, recovered, evaluation.setting.n_test)
     levels = f"{percent(recovered.last.mean)} against {percent(clean.last.mean)}"
-    if evaluation.identical:
-        return f"The recovered data set is the clean one, byte for byte, and so are its models: {levels}."
+    if evaluation.identical and clean.last_by_seed == recovered.last_by_seed:
+        return f"The recovered data set is the clean one, byte for byte, and trains the same models: {levels}."
     if change.within_noise:
         return (
             f"Trained on recovered images, test accuracy is that of clean ones within noise: {levels} ({_ci(change)})."

@@ -34,8 +34,8 @@ def protect(
 ) -> None:
     """Protect a variant under the data set's newest key. Images that nothing fits are left out and reported.
 
-    Parameters are those of params.yaml; --set changes them, as in --set exact.set.amplitude=10 (or, for the network that is
-    trained first, --set surrogate.epochs=3).
+    Parameters are those of params.yaml; --set changes them, as in --set exact.set.amplitude=10 (or, for the network
+    that is trained first, --set surrogate.epochs=3).
     """
     from flows.protect import run_protect
     from flows.services import prefect_server

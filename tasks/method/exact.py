@@ -18,7 +18,7 @@ from storage.errors import AlteredImage, ParameterError, PayloadMissing, Refused
 from tasks.method import signs
 from tasks.method.expansion import EXTENT_UNITS, MAX_THRESHOLD, contract, expand
 from tasks.method.header import BITS, PROFILE_EXACT, SIZE, Header, damaged
-from tasks.method.profiles import Carried, Fitted, Images, LeftOut, Recovered
+from tasks.method.profiles import LEAST_ENERGY, Carried, Fitted, Images, LeftOut, Recovered
 from tasks.method.seal import TAG_BYTES, DataKey
 
 CARRIERS = {
@@ -30,8 +30,6 @@ _DIGEST_BYTES = 8
 _NO_LABEL = 0xFFFF
 _FIXED = struct.Struct(f">BH{_DIGEST_BYTES}s{SIZE}s")
 _MOST_CODE = (1 << 24) - 1 - _FIXED.size - TAG_BYTES
-# Mean squared distance to the clean image under which a look does not count as a disguise (40 dB).
-_LEAST_ENERGY = 6.5
 
 
 @dataclass(frozen=True)
@@ -131,13 +129,13 @@ class ExactProfile:
         p, per_pixel = self.parameters, SIGNS[self.parameters.signs]
         n, height, width, _ = clean.shape
         looks, sizes, energies = np.empty(clean.shape, np.uint8), np.empty(n, np.int64), np.empty(n)
-        codes = np.zeros((n, height * width * (per_pixel + 3) // 4 + 64), np.uint8)
+        codes = np.zeros((n, height * width * (per_pixel + 3) + 64), np.uint8)  # a decision takes less than a byte
         if n:
             pair = (np.ascontiguousarray(clean), np.ascontiguousarray(perturbed))
             _fit_batch(*pair, per_pixel, p.amplitude, looks, codes, sizes, energies)
         results: list[Fitted | LeftOut] = []
         for look, code, size, energy in zip(looks, codes, sizes, energies, strict=True):
-            if energy < _LEAST_ENERGY:
+            if energy < LEAST_ENERGY:
                 results.append(LeftOut("the perturbation leaves the image as it is"))
             elif not 0 <= size <= _MOST_CODE:
                 results.append(LeftOut("its payload is larger than a header can say"))

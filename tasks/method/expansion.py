@@ -23,6 +23,8 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from tasks.method.prediction import median_edge
+
 RESERVED = 72
 """Pixels at the start whose 216 samples hold the header in their lowest bits."""
 
@@ -33,17 +35,6 @@ MAX_THRESHOLD = 42
 """With a larger one every prediction would be skipped."""
 
 _NEVER = -1
-
-
-@njit(cache=True, nogil=True, inline="always")
-def _median_edge(a, b, c):  # type: ignore[no-untyped-def]
-    """From neighbours on two sides (a, b) and the one between them (c)."""
-    low, high = (a, b) if a < b else (b, a)
-    if c >= high:
-        return low
-    if c <= low:
-        return high
-    return a + b - c
 
 
 @njit(cache=True, nogil=True, inline="always")
@@ -59,7 +50,7 @@ def _predict(image, y, x, channel):  # type: ignore[no-untyped-def]
         b = np.int64(image[y + 1, x, channel]) - (0 if channel == 1 else np.int64(image[y + 1, x, 1]))
     if right and below:
         c = np.int64(image[y + 1, x + 1, channel]) - (0 if channel == 1 else np.int64(image[y + 1, x + 1, 1]))
-        guess = _median_edge(a, b, c)
+        guess = median_edge(a, b, c)
     elif right or below:
         guess = a + b
     elif channel == 1:

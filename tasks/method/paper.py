@@ -17,11 +17,8 @@ from storage.errors import AlteredImage, ParameterError, Refused
 from tasks.method import sequence, transform
 from tasks.method.carriers import LsbCarrier
 from tasks.method.header import PROFILE_PAPER, Header, damaged
-from tasks.method.profiles import Carried, Fitted, Images, LeftOut, Recovered
+from tasks.method.profiles import LEAST_ENERGY, Carried, Fitted, Images, LeftOut, Recovered
 from tasks.method.seal import TAG_BYTES, DataKey, digest_rows
-
-# Mean squared distance to the clean image under which a look does not count as a disguise (40 dB).
-_LEAST_ENERGY = 6.5
 
 
 @dataclass(frozen=True)
@@ -213,7 +210,7 @@ class PaperProfile:
             np.ascontiguousarray(clean), np.ascontiguousarray(wanted), block, bits, rung.step, rung.planes, pairing,
             looks, codes, sizes, pairings, energies,
         )  # fmt: skip
-        flat = energies < _LEAST_ENERGY
+        flat = energies < LEAST_ENERGY
         fits = (sizes >= 0) & (sizes <= capacity) & ~flat
         return [
             PaperFitted(

@@ -29,16 +29,16 @@ def bands(classes: int, seed: bytes) -> NDArray[np.float64]:
     return grid[generator.permutation(len(grid))[:classes]]
 
 
-def texture(band: NDArray[np.float64], image_id: bytes, height: int, width: int, spread: float) -> NDArray[np.float32]:
+def texture(band: NDArray[np.float64], seed: bytes, height: int, width: int, spread: float) -> NDArray[np.float32]:
     """Noise of one image in a band, standard deviation 1; float32 [height, width].
 
     Args:
         band: frequency and angle.
-        image_id: uniform bytes that choose the noise and the side of the angle.
+        seed: 16 secret bytes that choose the noise and the side of the angle: who knows them can subtract the texture.
         spread: standard deviation of the band, in periods a pixel.
     """
-    generator = np.random.RandomState(np.frombuffer(image_id, ">u4").astype(np.uint32))
-    frequency, angle = band[0], band[1] * (1 if image_id[-1] & 1 else -1)
+    generator = np.random.RandomState(np.frombuffer(seed, ">u4").astype(np.uint32))
+    frequency, angle = band[0], band[1] * generator.choice([-1, 1])
     # Twice the size, so that the texture does not join up at opposite sides.
     v = np.fft.fftfreq(2 * height)[:, None] - frequency * np.sin(angle)
     u = np.fft.fftfreq(2 * width)[None, :] - frequency * np.cos(angle)

@@ -30,8 +30,8 @@ TARGETS = {
 class Perturbation(Protocol):
     """Perturbs clean images; the perturbed look is what a profile then gives to the clean image's blocks."""
 
-    def perturb(self, images: Images, labels: NDArray[np.int64], ids: list[bytes]) -> Images:
-        """uint8 [n, h, w, 3] to the same; `ids` (8 bytes each) seed whatever is random."""
+    def perturb(self, images: Images, labels: NDArray[np.int64], seeds: list[bytes]) -> Images:
+        """uint8 [n, h, w, 3] to the same; `seeds` (16 secret bytes each) decide whatever is random."""
 
 
 @dataclass(frozen=True)
@@ -104,20 +104,20 @@ class FeatureSpacePerturbation:
         self.target_class = derangement(len(library), seed)
         self.device = device
 
-    def perturb(self, images: Images, labels: NDArray[np.int64], ids: list[bytes]) -> Images:
+    def perturb(self, images: Images, labels: NDArray[np.int64], seeds: list[bytes]) -> Images:
         """uint8 [n, h, w, 3] to the perturbed images, uint8 [n, h, w, 3]."""
         size = self.parameters.batch_size
         parts = [
-            self._batch(images[i : i + size], labels[i : i + size], ids[i : i + size])
+            self._batch(images[i : i + size], labels[i : i + size], seeds[i : i + size])
             for i in range(0, len(images), size)
         ]
         return np.concatenate(parts) if parts else images.copy()
 
-    def _batch(self, images: Images, labels: NDArray[np.int64], ids: list[bytes]) -> Images:
+    def _batch(self, images: Images, labels: NDArray[np.int64], seeds: list[bytes]) -> Images:
         p = self.parameters
         clean = torch.from_numpy(images).to(self.device).permute(0, 3, 1, 2).float().div_(255)
         clean = clean.contiguous(memory_format=torch.channels_last)
-        target = self._targets(clean, labels, ids)
+        target = self._targets(clean, labels, seeds)
         delta, momentum = torch.zeros_like(clean), torch.zeros_like(clean)
         for _ in range(p.steps):
             point = (clean + delta).requires_grad_()
@@ -130,10 +130,10 @@ class FeatureSpacePerturbation:
         perturbed = (clean + delta).mul_(255).round_().to(torch.uint8)
         return perturbed.permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
-    def _targets(self, clean: torch.Tensor, labels: NDArray[np.int64], ids: list[bytes]) -> torch.Tensor:
-        """Target activations [n, d]. Ids are keyed hashes, uniform already, so they choose by remainder."""
+    def _targets(self, clean: torch.Tensor, labels: NDArray[np.int64], seeds: list[bytes]) -> torch.Tensor:
+        """Target activations [n, d]. Seeds are keyed hashes, uniform already, so they choose by remainder."""
         classes, size, _ = self.library.shape
-        number = np.array([int.from_bytes(i, "big") for i in ids], np.uint64)
+        number = np.array([int.from_bytes(s[:8], "big") for s in seeds], np.uint64)
         entry = (number // np.uint64(classes)).astype(np.int64) % size
         kind = self.parameters.targets
         if kind == "random":

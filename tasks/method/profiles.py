@@ -16,6 +16,9 @@ from tasks.method.seal import DataKey
 
 Images = NDArray[np.uint8]
 
+LEAST_ENERGY = 6.5
+"""Mean squared distance to the clean image under which a look does not count as a disguise (40 dB)."""
+
 
 @dataclass(frozen=True)
 class Fitted:

@@ -36,6 +36,7 @@ class DataKey:
         self.key_id = self.derive(b"key-id", 8)
         self._siv_key = self.derive(b"seal", 64)
         self._image_key = self.derive(b"image-id", 32)
+        self._noise_key = self.derive(b"image-seed", 32)
 
     def __repr__(self) -> str:
         return f"DataKey(dataset={self.dataset!r}, key_id={self.key_id.hex()})"
@@ -48,6 +49,10 @@ class DataKey:
         """8 bytes: keyed hash of data set, split and sample key, so it tells a stranger nothing about any of them."""
         message = "\0".join((self.dataset, split, sample)).encode()
         return hmac.digest(self._image_key, message, "sha256")[:8]
+
+    def image_seed(self, image_id: bytes) -> bytes:
+        """16 bytes for whatever is drawn at random for one image. Image ids are public; what they seed must not be."""
+        return hmac.digest(self._noise_key, image_id, "sha256")[:16]
 
     def _cipher(self, associated: list[bytes]):  # type: ignore[no-untyped-def]
         cipher = AES.new(self._siv_key, AES.MODE_SIV)

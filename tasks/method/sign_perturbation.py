@@ -76,7 +76,8 @@ class SignPerturbation:
         logits: whether `features` are logits of the classes: then cross-entropy, else the distance of activations.
         amplitude: how far a sample moves, of 255.
         per_pixel: 1 (one sign for R, G and B) or 3.
-        seed: at least 16 bytes, derived from the data set's key.
+        derangement_seed, band_seed: at least 16 bytes each, derived from the data set's key for these purposes: bands
+            can be found by looking, and must not tell the derangement.
         device: where the surrogate is.
     """
 
@@ -89,30 +90,31 @@ class SignPerturbation:
         logits: bool,
         amplitude: int,
         per_pixel: int,
-        seed: bytes,
+        derangement_seed: bytes,
+        band_seed: bytes,
         device: str = "cpu",
     ) -> None:
         self.features, self.parameters, self.logits, self.device = features, parameters, logits, device
         self.amplitude, self.per_pixel = amplitude / 255, per_pixel
-        self.target_class = derangement(len(library), seed)
+        self.target_class = derangement(len(library), derangement_seed)
         self.means = torch.from_numpy(library.mean(1)).to(device)
-        self.bands = bands(len(library), seed)
+        self.bands = bands(len(library), band_seed)
 
-    def perturb(self, images: Images, labels: NDArray[np.int64], ids: list[bytes]) -> Images:
+    def perturb(self, images: Images, labels: NDArray[np.int64], seeds: list[bytes]) -> Images:
         """uint8 [n, h, w, 3] to the perturbed images: a sample moves by the amplitude, or not where it can not."""
         size = self.parameters.batch_size
         parts = [
-            self._batch(images[i : i + size], labels[i : i + size], ids[i : i + size])
+            self._batch(images[i : i + size], labels[i : i + size], seeds[i : i + size])
             for i in range(0, len(images), size)
         ]
         return np.concatenate(parts) if parts else images.copy()
 
-    def _batch(self, images: Images, labels: NDArray[np.int64], ids: list[bytes]) -> Images:
+    def _batch(self, images: Images, labels: NDArray[np.int64], seeds: list[bytes]) -> Images:
         p = self.parameters
         clean = torch.from_numpy(images).to(self.device).permute(0, 3, 1, 2).float().div_(255)
         clean = clean.contiguous(memory_format=torch.channels_last)
         target = torch.from_numpy(self.target_class[labels]).to(self.device)
-        field = self._start(images, labels, ids)
+        field = self._start(images, labels, seeds)
         momentum = torch.zeros_like(field)
         for _ in range(p.steps):
             change = self._change(clean, field)
@@ -126,17 +128,17 @@ class SignPerturbation:
         perturbed = (clean + self._change(clean, field)).mul_(255).round_().to(torch.uint8)
         return perturbed.permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
-    def _start(self, images: Images, labels: NDArray[np.int64], ids: list[bytes]) -> torch.Tensor:
+    def _start(self, images: Images, labels: NDArray[np.int64], seeds: list[bytes]) -> torch.Tensor:
         """The field before the first step, float32 [n, 1 or 3, h, w]."""
         _, height, width, _ = images.shape
         p = self.parameters
         if p.pattern == "bands":
             rows = [
-                p.weight * texture(self.bands[label], i, height, width, p.spread)
-                for label, i in zip(labels, ids, strict=True)
+                p.weight * texture(self.bands[label], seed, height, width, p.spread)
+                for label, seed in zip(labels, seeds, strict=True)
             ]
         else:
-            rows = [np.random.RandomState(list(i)).uniform(-0.1, 0.1, (height, width)) for i in ids]
+            rows = [np.random.RandomState(list(seed)).uniform(-0.1, 0.1, (height, width)) for seed in seeds]
         pattern = np.stack(rows)
         field = torch.from_numpy(pattern.astype(np.float32)).to(self.device)
         return field[:, None].repeat(1, self.per_pixel, 1, 1).clamp_(-1, 1)

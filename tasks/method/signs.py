@@ -14,6 +14,7 @@ import numpy as np
 from numba import njit
 
 from tasks.method.coder import decode_bit, encode_bit, finish, new_contexts, new_state, start_decoding
+from tasks.method.prediction import median_edge
 
 _EVIDENCE = 13
 """Steps of evidence, in units of A/3 around zero."""
@@ -54,20 +55,14 @@ def _planes(image, per_pixel):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True, inline="always")
-def _median_edge(known, y, x, k, middle):  # type: ignore[no-untyped-def]
+def _earlier(known, y, x, k, middle):  # type: ignore[no-untyped-def]
     """Prediction from clean pixels to the left and above; the middle where there is none."""
     if y == 0:
         return np.int64(known[y, x - 1, k]) if x else middle
     b = np.int64(known[y - 1, x, k])
     if x == 0:
         return b
-    a, c = np.int64(known[y, x - 1, k]), np.int64(known[y - 1, x - 1, k])
-    low, high = (a, b) if a < b else (b, a)
-    if c >= high:
-        return low
-    if c <= low:
-        return high
-    return a + b - c
+    return median_edge(np.int64(known[y, x - 1, k]), b, np.int64(known[y - 1, x - 1, k]))
 
 
 @njit(cache=True, nogil=True, inline="always")
@@ -86,7 +81,7 @@ def _later(seen, y, x, k, guess):  # type: ignore[no-untyped-def]
 @njit(cache=True, nogil=True, inline="always")
 def _context(seen, known, signs, y, x, k, samples, amplitude):  # type: ignore[no-untyped-def]
     """Context of the sign k of a pixel, which moves so many samples."""
-    guess = _median_edge(known, y, x, k, 128 * samples)
+    guess = _earlier(known, y, x, k, 128 * samples)
     evidence = 6 * np.int64(seen[y, x, k]) - 4 * guess - _later(seen, y, x, k, guess)
     unit, half = amplitude * samples, _EVIDENCE // 2
     step = min(max((evidence + unit) // (2 * unit), -half), half) + half
@@ -115,7 +110,6 @@ def encode(clean, image, signs, amplitude, buffer):  # type: ignore[no-untyped-d
     """Code what undoes `perturb` (image is its result). Returns bytes used, or -1 when the buffer is too small."""
     height, width, _ = image.shape
     per_pixel = signs.shape[2]
-    buffer[:] = 0
     state = new_state()
     probs, counts = new_contexts(_CONTEXTS)
     last_flag = np.zeros(3, np.int64)

@@ -45,7 +45,8 @@ def test_it_writes_what_the_evaluation_reads(sample: Path, tmp_path: Path) -> No
     record = read_record(tmp_path / "metrics.json", TrainMetrics)
     assert json.loads((tmp_path / "metrics.json").read_text()) == metrics
     assert (record.n_train, record.n_test, record.epochs, record.mlflow_run) == (96, 32, 3, None)
-    assert sorted(path.name for path in (tmp_path / "model").iterdir()) == ["confusion.csv", "history.csv", "model.pt"]
+    made = ["confusion.csv", "history.csv", "model.pt", "training.json"]
+    assert sorted(path.name for path in (tmp_path / "model").iterdir()) == made
 
     history = rows(tmp_path / "model" / "history.csv")
     assert [row["epoch"] for row in history] == ["1", "2", "3"]
@@ -91,8 +92,11 @@ def test_the_same_data_beside_a_finished_model_is_not_trained_again(sample: Path
         one, other = ((tmp_path / "models" / name / file).read_bytes() for name in ("clean-0", "recovered-0"))
         assert one == other
     assert first["test_accuracy"] == twin["test_accuracy"] and first["train_accuracy"] == twin["train_accuracy"]
-    assert run("clean", "clean", 1)["same_as"] is None
-    assert run("protected", "test")["same_as"] is None
+    assert run("clean", "clean")["same_as"] is None  # trained again, though a twin lies beside it
+    assert run("recovered", "clean", 1)["same_as"] is None
+    assert run("recovered", "test")["same_as"] is None
+    (tmp_path / "models" / "clean-0" / "history.csv").write_text("epoch\n1\n")
+    assert run("recovered", "clean")["same_as"] is None
 
 
 STOPS = """

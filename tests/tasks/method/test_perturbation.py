@@ -29,7 +29,7 @@ def images() -> np.ndarray:
 
 
 LABELS = np.arange(30) % 5
-IDS = [bytes([i]) * 8 for i in range(30)]
+SEEDS = [bytes([i]) * 16 for i in range(30)]
 
 
 def build(features, images, **parameters):  # type: ignore[no-untyped-def]
@@ -40,7 +40,7 @@ def build(features, images, **parameters):  # type: ignore[no-untyped-def]
 @pytest.mark.parametrize("targets", TARGETS)
 def test_bound_and_direction(features, images, targets: str) -> None:  # type: ignore[no-untyped-def]
     fsp = build(features, images, targets=targets, epsilon=0.07, steps=5)
-    perturbed = fsp.perturb(images, LABELS, IDS)
+    perturbed = fsp.perturb(images, LABELS, SEEDS)
     assert perturbed.dtype == np.uint8
     assert np.abs(perturbed.astype(int) - images).max() <= np.ceil(0.07 * 255)
     assert (perturbed != images).mean() > 0.5
@@ -57,9 +57,9 @@ def test_bound_and_direction(features, images, targets: str) -> None:  # type: i
 
 def test_same_inputs_same_bytes_whatever_the_order_of_calls(features, images) -> None:  # type: ignore[no-untyped-def]
     fsp = build(features, images, targets="random", batch_size=10)
-    whole = fsp.perturb(images, LABELS, IDS)
-    assert np.array_equal(whole, fsp.perturb(images, LABELS, IDS))
-    assert np.array_equal(whole[10:20], fsp.perturb(images[10:20], LABELS[10:20], IDS[10:20]))
+    whole = fsp.perturb(images, LABELS, SEEDS)
+    assert np.array_equal(whole, fsp.perturb(images, LABELS, SEEDS))
+    assert np.array_equal(whole[10:20], fsp.perturb(images[10:20], LABELS[10:20], SEEDS[10:20]))
 
 
 @given(st.integers(2, 300), st.binary(min_size=16, max_size=16))

@@ -8,12 +8,13 @@ from numpy.typing import NDArray
 from storage.errors import ParameterError
 from tasks.method import signs
 from tasks.method.perturbation import build_library
+from tasks.method.profiles import LeftOut
 from tasks.method.sign_perturbation import PATTERNS, SignParameters, SignPerturbation
 from tests.tasks.method.images import KINDS, make
 
 SEED = bytes(range(16))
 LABELS = np.arange(20) % 5
-IDS = [bytes([i]) * 8 for i in range(20)]
+SEEDS = [bytes([i]) * 16 for i in range(20)]
 
 Images = NDArray[np.uint8]
 
@@ -48,7 +49,14 @@ def build(network: Network, images: Images, per_pixel: int = 1, seed: bytes = SE
     library = build_library(network, [list(images[c == LABELS]) for c in range(5)], 4, "cpu")
     parameters = SignParameters(**given)  # type: ignore[arg-type]
     return SignPerturbation(
-        network, library, parameters, logits=network.logits, amplitude=13, per_pixel=per_pixel, seed=seed
+        network,
+        library,
+        parameters,
+        logits=network.logits,
+        amplitude=13,
+        per_pixel=per_pixel,
+        derangement_seed=seed,
+        band_seed=seed,
     )
 
 
@@ -60,7 +68,7 @@ def loss(perturbation: SignPerturbation, images: Images) -> float:
 @pytest.mark.parametrize("per_pixel", [1, 3])
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_the_result_is_in_the_set(network: Network, images: Images, pattern: str, per_pixel: int) -> None:
-    perturbed = build(network, images, per_pixel, pattern=pattern, steps=3).perturb(images, LABELS, IDS)
+    perturbed = build(network, images, per_pixel, pattern=pattern, steps=3).perturb(images, LABELS, SEEDS)
     assert perturbed.dtype == np.uint8
     sign = np.empty((32, 32, per_pixel), np.int8)
     for clean, look in zip(images, perturbed, strict=True):
@@ -74,18 +82,18 @@ def test_the_result_is_in_the_set(network: Network, images: Images, pattern: str
 def test_steps_lower_the_loss(network: Network, images: Images, pattern: str) -> None:
     made = build(network, images, pattern=pattern, weight=0.2, steps=6)
     alone = build(network, images, weight=0.2, steps=0)
-    after = loss(made, made.perturb(images, LABELS, IDS))
+    after = loss(made, made.perturb(images, LABELS, SEEDS))
     assert after < loss(made, images)
-    assert after < loss(made, alone.perturb(images, LABELS, IDS))
+    assert after < loss(made, alone.perturb(images, LABELS, SEEDS))
 
 
 def test_the_pattern_alone_tells_classes_and_keys_apart(network: Network, images: Images) -> None:
     flat = np.full_like(images, 128)
-    mine = build(network, images, steps=0).perturb(flat, LABELS, IDS)
+    mine = build(network, images, steps=0).perturb(flat, LABELS, SEEDS)
     assert {*np.unique(mine)} == {115, 141}
-    assert np.array_equal(mine, build(network, images, steps=0, weight=0.9).perturb(flat, LABELS, IDS))
-    other_key = build(network, images, steps=0, seed=bytes(16)).perturb(flat, LABELS, IDS)
-    other_class = build(network, images, steps=0).perturb(flat, (LABELS + 1) % 5, IDS)
+    assert np.array_equal(mine, build(network, images, steps=0, weight=0.9).perturb(flat, LABELS, SEEDS))
+    other_key = build(network, images, steps=0, seed=bytes(16)).perturb(flat, LABELS, SEEDS)
+    other_class = build(network, images, steps=0).perturb(flat, (LABELS + 1) % 5, SEEDS)
     for other in (other_key, other_class):
         assert (mine != other).mean() > 0.2
 
@@ -93,9 +101,9 @@ def test_the_pattern_alone_tells_classes_and_keys_apart(network: Network, images
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_same_inputs_same_bytes_whatever_the_order_of_calls(network: Network, images: Images, pattern: str) -> None:
     made = build(network, images, pattern=pattern, steps=3, batch_size=10)
-    whole = made.perturb(images, LABELS, IDS)
-    assert np.array_equal(whole, made.perturb(images, LABELS, IDS))
-    assert np.array_equal(whole[10:], made.perturb(images[10:], LABELS[10:], IDS[10:]))
+    whole = made.perturb(images, LABELS, SEEDS)
+    assert np.array_equal(whole, made.perturb(images, LABELS, SEEDS))
+    assert np.array_equal(whole[10:], made.perturb(images[10:], LABELS[10:], SEEDS[10:]))
 
 
 def test_no_images_are_no_trouble(network: Network, images: Images) -> None:
@@ -122,3 +130,32 @@ def test_impossible_parameters_are_named(bad: dict[str, object]) -> None:
 def test_neither_pattern_nor_steps_is_refused() -> None:
     with pytest.raises(ParameterError, match="at least one step"):
         SignParameters(pattern="none", steps=0)
+
+
+def test_what_is_public_does_not_give_the_signs_away() -> None:
+    """The header's image id and the grid of bands are public: textures made of them are no better than any others."""
+    from tasks.method.exact import ExactParameters, ExactProfile
+    from tasks.method.patterns import bands, texture
+    from tasks.method.seal import DataKey
+
+    key, images = DataKey(bytes(range(32)), "x"), np.stack([make("photo", 32, 32, seed) for seed in range(12)])
+    ids = [key.image_id("train", str(i)) for i in range(12)]
+    own = SignPerturbation(
+        lambda x: x.mean((2, 3)), np.zeros((10, 1, 3), np.float32), SignParameters(steps=0), logits=False,
+        amplitude=13, per_pixel=1, derangement_seed=key.derive(b"derangement", 16), band_seed=key.derive(b"bands", 16),
+    )  # fmt: skip
+    secret = [key.image_seed(i) for i in ids]
+    wanted = own.perturb(images, np.arange(12) % 10, secret)
+    assert all(not isinstance(f, LeftOut) for f in ExactProfile(ExactParameters(13)).fit(images, wanted))
+    signs = np.sign(wanted.astype(int) - images).sum(3)
+
+    def best(seeds: list[bytes]) -> float:
+        grid = bands(12, bytes(16))
+        agree = [
+            max(((texture(band, seed, 32, 32, 0.02) > 0) == (row > 0)).mean() for band in grid)
+            for seed, row in zip(seeds, signs, strict=True)
+        ]
+        return float(np.mean(agree))
+
+    assert best(secret) > 0.95  # the attack works for who has the key's seeds
+    assert best([i + i for i in ids]) < 0.65
