@@ -68,6 +68,26 @@ class FspParameters:
                 raise ParameterError(f"{name} is {value}.", f"Choose a value from {low:g} to {high:g}.")
 
 
+Work = Callable[[Images, NDArray[np.int64], list[bytes]], Images]
+
+
+def in_batches(work: Work, size: int, images: Images, labels: NDArray[np.int64], seeds: list[bytes]) -> Images:
+    """`work` on so many images at a time, put together."""
+    parts = [work(images[i : i + size], labels[i : i + size], seeds[i : i + size]) for i in range(0, len(images), size)]
+    return np.concatenate(parts) if parts else images.copy()
+
+
+def as_input(images: Images, device: str) -> torch.Tensor:
+    """uint8 [n, h, w, 3] as a network takes it: float32 [n, 3, h, w] in 0..1, channels last in memory."""
+    pixels = torch.from_numpy(images).to(device).permute(0, 3, 1, 2).float().div_(255)
+    return pixels.contiguous(memory_format=torch.channels_last)
+
+
+def as_images(pixels: torch.Tensor) -> Images:
+    """Back to the nearest bytes, uint8 [n, h, w, 3]; writes into `pixels`."""
+    return pixels.mul_(255).round_().to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
+
+
 def derangement(classes: int, seed: bytes) -> NDArray[np.int64]:
     """A permutation of the classes that maps none to itself (Sattolo's algorithm), the same on every machine."""
     if classes < 2:
@@ -106,17 +126,11 @@ class FeatureSpacePerturbation:
 
     def perturb(self, images: Images, labels: NDArray[np.int64], seeds: list[bytes]) -> Images:
         """uint8 [n, h, w, 3] to the perturbed images, uint8 [n, h, w, 3]."""
-        size = self.parameters.batch_size
-        parts = [
-            self._batch(images[i : i + size], labels[i : i + size], seeds[i : i + size])
-            for i in range(0, len(images), size)
-        ]
-        return np.concatenate(parts) if parts else images.copy()
+        return in_batches(self._batch, self.parameters.batch_size, images, labels, seeds)
 
     def _batch(self, images: Images, labels: NDArray[np.int64], seeds: list[bytes]) -> Images:
         p = self.parameters
-        clean = torch.from_numpy(images).to(self.device).permute(0, 3, 1, 2).float().div_(255)
-        clean = clean.contiguous(memory_format=torch.channels_last)
+        clean = as_input(images, self.device)
         target = self._targets(clean, labels, seeds)
         delta, momentum = torch.zeros_like(clean), torch.zeros_like(clean)
         for _ in range(p.steps):
@@ -127,8 +141,7 @@ class FeatureSpacePerturbation:
             momentum.mul_(p.momentum).add_(gradient / scale)
             delta = (delta - momentum.sign() * (p.epsilon / p.steps)).clamp_(-p.epsilon, p.epsilon)
             delta = (clean + delta).clamp_(0, 1) - clean
-        perturbed = (clean + delta).mul_(255).round_().to(torch.uint8)
-        return perturbed.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+        return as_images(clean + delta)
 
     def _targets(self, clean: torch.Tensor, labels: NDArray[np.int64], seeds: list[bytes]) -> torch.Tensor:
         """Target activations [n, d]. Seeds are keyed hashes, uniform already, so they choose by remainder."""
@@ -179,6 +192,5 @@ def build_library(features: Features, images: list[list[Images]], size: int, dev
 
 def _activations(features: Features, image: Images, device: str) -> NDArray[np.float32]:
     """Of one image at a time: the sizes of target images may differ."""
-    batch = torch.from_numpy(image[None]).to(device).permute(0, 3, 1, 2).float().div_(255)
     with torch.no_grad():
-        return features(batch.contiguous(memory_format=torch.channels_last))[0].float().cpu().numpy()
+        return features(as_input(image[None], device))[0].float().cpu().numpy()

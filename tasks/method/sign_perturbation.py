@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from storage.errors import ParameterError
 from tasks.method.patterns import bands, texture
-from tasks.method.perturbation import Features, Images, derangement
+from tasks.method.perturbation import Features, Images, as_images, as_input, derangement, in_batches
 
 PATTERNS = {
     "bands": "a texture in a narrow band of frequencies that names the class",
@@ -102,17 +102,11 @@ class SignPerturbation:
 
     def perturb(self, images: Images, labels: NDArray[np.int64], seeds: list[bytes]) -> Images:
         """uint8 [n, h, w, 3] to the perturbed images: a sample moves by the amplitude, or not where it can not."""
-        size = self.parameters.batch_size
-        parts = [
-            self._batch(images[i : i + size], labels[i : i + size], seeds[i : i + size])
-            for i in range(0, len(images), size)
-        ]
-        return np.concatenate(parts) if parts else images.copy()
+        return in_batches(self._batch, self.parameters.batch_size, images, labels, seeds)
 
     def _batch(self, images: Images, labels: NDArray[np.int64], seeds: list[bytes]) -> Images:
         p = self.parameters
-        clean = torch.from_numpy(images).to(self.device).permute(0, 3, 1, 2).float().div_(255)
-        clean = clean.contiguous(memory_format=torch.channels_last)
+        clean = as_input(images, self.device)
         target = torch.from_numpy(self.target_class[labels]).to(self.device)
         field = self._start(images, labels, seeds)
         momentum = torch.zeros_like(field)
@@ -125,8 +119,7 @@ class SignPerturbation:
                 gradient = gradient.sum(1, keepdim=True)
             momentum.mul_(p.momentum).add_(gradient / _mean_size(gradient))
             field = (field - p.rate * momentum / _mean_size(momentum)).clamp_(-1, 1)
-        perturbed = (clean + self._change(clean, field)).mul_(255).round_().to(torch.uint8)
-        return perturbed.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+        return as_images(clean + self._change(clean, field))
 
     def _start(self, images: Images, labels: NDArray[np.int64], seeds: list[bytes]) -> torch.Tensor:
         """The field before the first step, float32 [n, 1 or 3, h, w]."""
