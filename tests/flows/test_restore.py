@@ -20,7 +20,7 @@ from storage.files import sha256_file
 from storage.keys import open_vault
 from storage.manifest import read_manifest, write_manifest
 from storage.objects import open_store
-from storage.png import decode_png, encode_png
+from storage.png import decode_png, encode_png, read_payload
 from storage.registry import Registry
 from storage.settings import settings
 from storage.shards import Sample, read_shard
@@ -80,7 +80,7 @@ def loose(folder: Path, files: dict[str, bytes]) -> Path:
 def altered(png: bytes) -> bytes:
     image = decode_png(png, "x").copy()
     image[9, 9] ^= 128
-    return encode_png(image)
+    return encode_png(image, read_payload(png))
 
 
 @pytest.fixture(scope="session")
