@@ -98,7 +98,9 @@ def test_the_report_and_the_figures_are_there(clone: Clone) -> None:
     assert evaluation["counts"]["clean"] == TINY["download"]["train_limit"]
     assert evaluation["accuracy"].keys() == {"clean", "protected", "recovered"}
     assert (clone.folder / "data/sample/report.html").stat().st_size > 10_000
-    assert "data/sample/plots/test_accuracy.csv" in clone.dvc("plots", "show", "--json")  # leaves a folder that git ignores
+    assert "data/sample/plots/test_accuracy.csv" in clone.dvc(
+        "plots", "show", "--json"
+    )  # leaves a folder that git ignores
 
 
 def test_the_tree_stays_clean_and_dvc_runs_nothing(clone: Clone) -> None:
