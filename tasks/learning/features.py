@@ -1,6 +1,7 @@
 """Activations of a trained network, for perturbing images: fast to differentiate by the image, never trained again."""
 
 import copy
+import threading
 from typing import cast
 
 import torch
@@ -11,6 +12,9 @@ from storage.errors import ParameterError
 from tasks.learning.device import resolve_precision
 from tasks.learning.fitting import fit
 from tasks.learning.models import Normalized
+
+SIZES_KEPT = 8
+"""Networks fitted to so many sizes of images are kept, the last ones: a folder of photographs can have a size each."""
 
 LOGITS = "logits"
 """In place of a layer's path: the network's output."""
@@ -38,6 +42,7 @@ class Features:
         self._mean, self._std = model.mean.clone(), model.std.clone()
         self._network = _folded(_up_to(copy.deepcopy(model.network).eval(), layer)).requires_grad_(False)
         self._by_size: dict[tuple[int, int], nn.Module] = {}
+        self._lock = threading.Lock()
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         """Float32 images [n, 3, h, w] in 0..1 to float32 activations [n, d]; differentiable by the images.
@@ -51,11 +56,16 @@ class Features:
         return activations.flatten(2).mean(2) if activations.dim() > 2 else activations
 
     def _fitted(self, height: int, width: int) -> nn.Module:
-        if (height, width) not in self._by_size:
-            network = copy.deepcopy(self._network)
-            fit(network, height, width)
-            self._by_size[height, width] = network.to(self._dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        return self._by_size[height, width]
+        with self._lock:
+            network = self._by_size.get((height, width))
+            if network is None:
+                network = copy.deepcopy(self._network)
+                fit(network, height, width)
+                network = network.to(self._dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+                if len(self._by_size) == SIZES_KEPT:
+                    del self._by_size[next(iter(self._by_size))]
+                self._by_size[height, width] = network
+            return network
 
 
 def feature_layers(network: nn.Module) -> list[str]:

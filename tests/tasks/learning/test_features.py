@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from storage.errors import ParameterError
-from tasks.learning.features import Features
+from tasks.learning.features import SIZES_KEPT, Features
 from tasks.learning.models import Normalized, build_model
 
 
@@ -74,3 +74,13 @@ def test_the_model_itself_is_left_as_it_was() -> None:
 def test_an_unknown_layer_is_refused_with_those_there_are() -> None:
     with pytest.raises(ParameterError, match=r"layer3, layer4, avgpool"):
         Features(network("resnet18"), "layer5")
+
+
+def test_networks_of_a_few_sizes_are_kept_and_more_sizes_give_the_same() -> None:
+    model = Normalized(build_model("resnet18", 3, "imagenet", 0), (0.5,) * 3, (0.25,) * 3).eval()
+    features = Features(model, "layer3", "fp32")
+    first = features(torch.full((1, 3, 32, 32), 0.3))
+    for side in range(33, 33 + 2 * SIZES_KEPT):
+        features(torch.full((1, 3, side, 32), 0.3))
+        assert len(features._by_size) <= SIZES_KEPT
+    assert torch.equal(features(torch.full((1, 3, 32, 32), 0.3)), first)
