@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 LOWEST, HIGHEST = 0.15, 0.37
-"""Frequencies in periods a pixel; chosen by comparison (docs/decisions/0003-exact-defaults.md)."""
+"""Frequencies in periods a pixel; chosen in preliminary runs (docs/decisions/0003-exact-defaults.md)."""
 
 
 def bands(classes: int, seed: bytes) -> NDArray[np.float64]:
