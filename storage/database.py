@@ -3,16 +3,15 @@
 import os
 import sqlite3
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sqlalchemy import DateTime, Dialect, Engine, MetaData, Select, create_engine, event, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, SQLAlchemyError
+from sqlalchemy import URL, DateTime, Dialect, Engine, Select, create_engine, event, make_url
+from sqlalchemy.exc import ArgumentError, IntegrityError, SQLAlchemyError
 from sqlalchemy.orm import Session
 from sqlalchemy.types import TypeDecorator
-from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from storage.errors import EnvironmentFault, SettingsError, UsageError
 
@@ -51,10 +50,10 @@ def utc_now() -> datetime:
 
 
 class Database:
-    """Tables of one `MetaData` at one address. Sessions are short, and closed whatever happens."""
+    """The database at one address. Sessions are short, and closed whatever happens."""
 
-    def __init__(self, url: str, tables: MetaData) -> None:
-        """Connect, and create the tables where there are none.
+    def __init__(self, url: str) -> None:
+        """Get ready to connect; a file is made where there is none.
 
         Raises:
             SettingsError: no database can be meant by `url`, or its driver is not installed.
@@ -64,8 +63,6 @@ class Database:
         # A second engine over the same connections, whose transactions take SQLite's write lock when they begin:
         # one that reads first and asks for the lock later is refused at once when another writes in between.
         self._writing = self._engine.execution_options(writes=True)
-        with self._reported():
-            _create(self._engine, tables)
 
     @property
     def url(self) -> str:
@@ -112,10 +109,19 @@ class Database:
             ) from error
 
 
+def _pool(url: URL) -> dict[str, Any]:
+    """How connections are kept: as many as the gateway has threads, since opening one costs more than a query."""
+    if url.get_backend_name() == "sqlite":
+        in_memory = not url.database or url.database == ":memory:"
+        return {} if in_memory else {"pool_size": 40, "max_overflow": 20}
+    # A server has few for all; it may have restarted since a connection was last used, which a file may not.
+    return {"pool_size": 10, "max_overflow": 30, "pool_pre_ping": True}
+
+
 def _engine(url: str) -> Engine:
     try:
         parsed = make_url(url)
-        engine = create_engine(parsed)
+        engine = create_engine(parsed, **_pool(parsed))
     except (ArgumentError, ImportError) as error:
         # Not the address itself: it may hold a password.
         reason = str(error) if isinstance(error, ImportError) else "it names no database"
@@ -124,18 +130,36 @@ def _engine(url: str) -> Engine:
             "Give a SQLAlchemy address such as postgresql+psycopg://user@host/db and install its driver.",
         ) from None
     if parsed.get_backend_name() == "sqlite":
-        if parsed.database and parsed.database != ":memory:":
-            _make_private(Path(parsed.database))
+        file = sqlite_file(url)
+        if file is not None:
+            _make_private(file)
         event.listen(engine, "connect", _configure_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
     return engine
 
 
+def sqlite_file(url: str) -> Path | None:
+    """The file that holds the database of this address; None: it is not a SQLite file."""
+    try:
+        parsed = make_url(url)
+    except ArgumentError:
+        return None
+    if parsed.get_backend_name() != "sqlite" or not parsed.database or parsed.database == ":memory:":
+        return None
+    return Path(parsed.database)
+
+
 def _make_private(path: Path) -> None:
-    """An SQLite file, made readable by its owner only from its first moment (its journals inherit that)."""
+    """Make an SQLite file, readable by its owner only from its first moment (its journals inherit that).
+
+    One that is there is not even opened: to close any handle of a file ends all locks that this process has on it, so
+    those of SQLite's open connections too, and then another process takes itself for the last one and removes their
+    journal.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+        with suppress(FileExistsError):
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
     except OSError as error:
         raise EnvironmentFault(
             f"{path} can not be written: {error.strerror}.", "Check its folder and owner."
@@ -151,14 +175,3 @@ def _configure_sqlite(connection: sqlite3.Connection, _: object) -> None:
 def _begin_sqlite(connection: Any) -> None:
     writes = connection.get_execution_options().get("writes", False)
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
-
-
-@retry(
-    # Two processes that create the same tables at once: the second finds them there on its next try.
-    retry=retry_if_exception_type((DBAPIError, sqlite3.OperationalError)),
-    wait=wait_random_exponential(0.05, max=1),
-    stop=stop_after_attempt(5),
-    reraise=True,
-)
-def _create(engine: Engine, tables: MetaData) -> None:
-    tables.create_all(engine)

@@ -1,5 +1,15 @@
-"""The texts that travel with a published version: a data card (README.md) and licence terms (LICENSE)."""
+"""The texts that travel with a published version: a data card (README.md) and licence terms (LICENSE).
 
+The card begins with the fields that Hugging Face reads: `datasets.load_dataset(FOLDER)` opens a version by them, with
+the classes' names. They name the shards as they lie in the bucket, `../../shards/SHA256.tar`, so they hold in every
+mirror of it; `pull`, which gives shards their own names again, has `local_card` say so.
+"""
+
+import re
+
+import yaml
+
+from storage.croissant import About, access, citation, shard_address
 from storage.manifest import Manifest
 
 DEFAULT_TERMS = """\
@@ -12,11 +22,7 @@ images, or training models that approximate them, needs a written grant from the
 
 _CARD = """\
 ---
-license: other
-license_name: see-LICENSE
-task_categories:
-- image-classification
----
+{fields}---
 
 # {dataset} (protected)
 
@@ -31,8 +37,30 @@ whom the publisher has authorised.
 
     dmcp pull {dataset} OUT --version {version}
 
-fetches all shards and checks each against `manifest.json`. They open with `webdataset` and with Hugging Face
-`load_dataset("webdataset", ...)`; each sample is `KEY.png` and `KEY.cls`, the index into the list of classes below.
+fetches all shards and checks each against `manifest.json`; the version's id is the digest of `manifest.json` and
+`LICENSE`, and `dmcp pull` checks that too. (This card and `croissant.json` repeat what they say and are not checked.)
+In the folder OUT, and in a folder DATASET/versions/VERSION of any mirror of the bucket:
+
+```python
+import datasets
+data = datasets.load_dataset("OUT", split="{split}")          # png, cls, __key__
+```
+
+```python
+import glob, webdataset
+shards = sorted(glob.glob("OUT/*.tar"))
+data = webdataset.WebDataset(shards, shardshuffle=False).decode("pil").to_tuple("png", "cls")
+```
+
+```python
+import json, mlcroissant                                       # in a mirror: without mapping
+names = [shard["name"] for shard in json.load(open("OUT/manifest.json"))["shards"]]
+data = mlcroissant.Dataset("OUT/croissant.json", mapping={{name: f"OUT/{{name}}" for name in names}})
+images = data.records("images")                                # and "labels", by the same key
+```
+
+`dmcp export OUT FOLDER --as imagefolder` writes what torchvision's `ImageFolder` reads. Each sample is `KEY.png` and
+`KEY.cls`, the index into the list of classes below.
 
 ## Ask for the originals
 
@@ -44,6 +72,10 @@ fetches all shards and checks each against `manifest.json`. They open with `webd
 {payloads}
 The terms are in `LICENSE`.
 
+## Cite
+
+    {citation}
+
 ## Classes
 
 {names}
@@ -54,6 +86,10 @@ What undoes the protection of some images is sealed beside their pixels, in the 
 a PNG that was saved anew, pixel for pixel, can still be restored.
 """
 
+_SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M"))
+_MORE = ((10**8, "10M<n<100M"), (10**9, "100M<n<1B"))
+_SHARD = re.compile(rb"\.\./\.\./shards/([0-9a-f]{64})\.tar")
+
 
 def terms_text(terms: str | None) -> str:
     """Licence terms as they are published: the given ones, or the default ones, with plain line ends."""
@@ -61,16 +97,17 @@ def terms_text(terms: str | None) -> str:
     return "\n".join(line.rstrip() for line in text.strip().splitlines()) + "\n"
 
 
-def data_card(version: str, manifest: Manifest, contact: str | None, payloads: bool = False) -> str:
-    """The README of a published version, in Markdown. The same version gives the same text.
+def data_card(version: str, manifest: Manifest, about: About, payloads: bool = False) -> str:
+    """The README of a published version, in Markdown. The same arguments give the same text.
 
     Args:
         version: its id.
         manifest: what it holds.
-        contact: how to ask for access; None: the card says so in general words.
+        about: what the publisher says of it.
         payloads: whether there is a payloads.jsonl.
     """
     return _CARD.format(
+        fields=yaml.safe_dump(_fields(manifest), sort_keys=False, allow_unicode=True, width=1000),
         dataset=manifest.dataset,
         version=version,
         samples=manifest.samples,
@@ -78,7 +115,35 @@ def data_card(version: str, manifest: Manifest, contact: str | None, payloads: b
         split=manifest.split,
         shards=len(manifest.shards),
         megabytes=sum(shard.bytes for shard in manifest.shards) / 1e6,
-        contact=contact or "write to whoever gave you the address of this data set",
+        contact=access(about),
         payloads=_PAYLOADS if payloads else "",
+        citation=citation(version, manifest, about),
         names="\n".join(f"{index}. {name}" for index, name in enumerate(manifest.classes)) or "(no labels)",
     )
+
+
+def local_card(card: bytes, manifest: Manifest) -> bytes:
+    """The card for a folder in which the shards have their own names; a card that names none stays as it is."""
+    names = {shard.sha256.encode(): shard.name.encode() for shard in manifest.shards}
+    return _SHARD.sub(lambda found: names.get(found[1], found[0]), card)
+
+
+def _fields(manifest: Manifest) -> dict[str, object]:
+    """What Hugging Face reads: how to find it, which files, and what is in them."""
+    shards = [shard_address(shard.sha256) for shard in manifest.shards]
+    features: list[dict[str, object]] = [{"name": "png", "dtype": "image"}]
+    if manifest.classes:
+        names = {str(index): name for index, name in enumerate(manifest.classes)}
+        features.append({"name": "cls", "dtype": {"class_label": {"names": names}}})
+    features += [{"name": "__key__", "dtype": "string"}, {"name": "__url__", "dtype": "string"}]
+    return {
+        "pretty_name": f"{manifest.dataset} (protected)",
+        "license": "other",
+        "license_name": "see-LICENSE",
+        "license_link": "LICENSE",
+        "task_categories": ["image-classification"],
+        "size_categories": [next((name for most, name in _SIZES + _MORE if manifest.samples < most), "1B<n<10B")],
+        "tags": ["webdataset", "protected"],
+        "configs": [{"config_name": "default", "data_files": [{"split": manifest.split, "path": shards}]}],
+        "dataset_info": {"features": features},
+    }

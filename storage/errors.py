@@ -40,6 +40,14 @@ class ParameterError(UsageError):
     """A value in params.yaml, or a parameter of the method, is out of range."""
 
 
+class RequestCancelled(UsageError):
+    """The request was cancelled: nothing of it is served any more."""
+
+
+class Conflict(UsageError):
+    """Something is in a state in which this can not be done with it."""
+
+
 # --- the input -------------------------------------------------------------------------------------------------------
 
 
@@ -65,6 +73,18 @@ class CorruptManifest(InputError):
     """A manifest is missing, is not valid, or does not describe the files beside it."""
 
 
+class TooLarge(InputError):
+    """More bytes, files or images than are taken."""
+
+
+class WrongMediaType(InputError):
+    """A content type that is not taken here."""
+
+
+class AuditBroken(InputError):
+    """The audit log does not verify: an entry or a checkpoint was altered or removed."""
+
+
 # --- the surroundings ------------------------------------------------------------------------------------------------
 
 
@@ -76,6 +96,10 @@ class EnvironmentFault(DmcpError):
 
 class SettingsError(EnvironmentFault):
     """A setting has a value that can not be used."""
+
+
+class DiskFault(EnvironmentFault):
+    """A file or folder can not be written: the disk is full, read-only or another's (`storage/disk.py`)."""
 
 
 class DownloadError(EnvironmentFault):
@@ -98,6 +122,12 @@ class WorkspaceBusy(EnvironmentFault):
     """Another run holds this workspace."""
 
 
+class TooManyRequests(EnvironmentFault):
+    """More calls, failed logins or uploads at once than are allowed; try again after `retry_after` seconds."""
+
+    retry_after = 60
+
+
 # --- keys ------------------------------------------------------------------------------------------------------------
 
 
@@ -108,7 +138,11 @@ class KeyVaultError(DmcpError):
 
 
 class VaultLocked(KeyVaultError):
-    """The passphrase or key file is missing or wrong, or the vault file was altered."""
+    """What unlocks the vault (passphrase, key file, credentials) is missing or wrong, or the file was altered."""
+
+
+class WrongKey(VaultLocked):
+    """A wrapped key does not open: its key-encryption key, its context or its bytes are not those it was made with."""
 
 
 class UnknownKey(KeyVaultError):
@@ -138,6 +172,26 @@ class GrantExpired(NotAuthorised):
 
 class GrantRevoked(NotAuthorised):
     """The user's grant was revoked."""
+
+
+class GrantNotStarted(NotAuthorised):
+    """The user's grant begins later."""
+
+
+class TermsNotAccepted(NotAuthorised):
+    """The user has not accepted the data set's terms of use as they are now."""
+
+
+class OutOfScope(NotAuthorised):
+    """The user's grant does not cover this version, class or image."""
+
+
+class QuotaExceeded(NotAuthorised):
+    """More images than the user's grant allows."""
+
+
+class Forbidden(NotAuthorised):
+    """Known, but neither of the role nor the owner that this takes."""
 
 
 # --- refused, one by one ---------------------------------------------------------------------------------------------
@@ -176,3 +230,26 @@ class NotFound(DmcpError):
     """No such request, version, data set or user."""
 
     exit_code = 8
+
+
+class Removed(NotFound):
+    """It was there, and was removed when its time was over."""
+
+
+# --- what requesters are told ----------------------------------------------------------------------------------------
+
+_FOR_REQUESTERS = (UsageError, UnsupportedImage, TooLarge, WrongMediaType, UnknownKey, NotAuthorised, Refused)
+
+
+def public_text(error: BaseException) -> str:
+    """What a requester may read of an error: its own text if it speaks of the request only.
+
+    Others name the service's paths, buckets and addresses.
+    """
+    if isinstance(error, _FOR_REQUESTERS):
+        return str(error)
+    if isinstance(error, KeyVaultError):
+        return "The vault of this service does not give the key. Ask the operator, whose log says why."
+    if isinstance(error, InputError | NotFound):
+        return "Something that the service has stored can not be used. Ask the operator, whose log says what."
+    return "Something in the service is in the way. Try again later, or ask the operator, whose log says what."

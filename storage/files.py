@@ -5,16 +5,19 @@ stood there before stays until the new thing is complete. What a killed process 
 that writes to the same place.
 """
 
+import csv
 import fcntl
 import hashlib
+import io
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from storage.disk import writing
 from storage.errors import UsageError
 
 Progress = Callable[[str, int, int | None], None]
@@ -27,6 +30,15 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def csv_bytes(head: Sequence[str], rows: Iterable[Sequence[object]]) -> bytes:
+    """A table as CSV, UTF-8, lines ended by \\n."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(head)
+    writer.writerows(rows)
+    return text.getvalue().encode()
+
+
 @contextmanager
 def open_atomic(path: Path, mode: int | None = None) -> Iterator[BinaryIO]:
     """A binary file for writing that takes the name `path` only when the block ends without an error.
@@ -34,21 +46,25 @@ def open_atomic(path: Path, mode: int | None = None) -> Iterator[BinaryIO]:
     Args:
         path: the final name; its folder is made when missing.
         mode: permission bits, in force before the first byte is written; None: what the umask gives.
+
+    Raises:
+        DiskFault: the disk is full, or the folder can not be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}-{os.urandom(4).hex()}.partial")
-    handle = os.open(aside, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666 if mode is None else mode)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            if mode is not None:
-                os.fchmod(file.fileno(), mode)
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-    except BaseException:
-        aside.unlink(missing_ok=True)
-        raise
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = path.with_name(f".{path.name}.{os.getpid()}-{os.urandom(4).hex()}.partial")
+        handle = os.open(aside, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666 if mode is None else mode)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                if mode is not None:
+                    os.fchmod(file.fileno(), mode)
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            aside.replace(path)
+        except BaseException:
+            aside.unlink(missing_ok=True)
+            raise
 
 
 def write_atomic(path: Path, data: bytes, mode: int | None = None) -> None:
@@ -70,20 +86,34 @@ def replace_directory(target: Path, marker: str | None = None) -> Iterator[Path]
 
     Raises:
         UsageError: `target` is not ours to replace.
+        DiskFault: the disk is full, or the folder can not be written.
     """
     target = Path(os.path.abspath(target))  # noqa: PTH100 - resolve() would follow a link that is to be replaced
     _check_ours(target, marker)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    _remove_abandoned(target)
-    holder, lock = _locked_holder(target)
-    try:
-        work = holder / target.name
-        work.mkdir()
-        yield work
-        _swap(work, target, holder / "replaced")
-    finally:
-        shutil.rmtree(holder, ignore_errors=True)
-        os.close(lock)
+    with writing(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(target)
+        holder, lock = _locked_holder(target)
+        try:
+            work = holder / target.name
+            work.mkdir()
+            yield work
+            _swap(work, target, holder / "replaced")
+        finally:
+            shutil.rmtree(holder, ignore_errors=True)
+            os.close(lock)
+
+
+def make_private(root: Path, *parts: str) -> Path:
+    """The folder `root`/PARTS, made if missing; it and those between are their owner's only (0700), old ones too."""
+    folder = root
+    for part in ("", *parts):
+        folder = folder / part
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            if folder.stat().st_mode & 0o077:
+                folder.chmod(0o700)
+    return folder
 
 
 def _check_ours(target: Path, marker: str | None) -> None:

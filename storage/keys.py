@@ -1,6 +1,6 @@
 """The key vault: one JSON file that holds every data key, each wrapped by a key-encryption key.
 
-    vault = open_vault(settings())             # HOME/vault.json; unlocked by passphrase or key file
+    vault = open_vault(settings())             # HOME/vault.json; what locks it: storage.key_encryption
     record = vault.create("cifar10")           # a fresh 256-bit key: the data set's next epoch
     secret = vault.secret(record.key_id)       # 32 bytes, for tasks.method.seal; never log, store or pass it on
     vault.current("cifar10").key_id            # the key that protecting uses: the highest epoch
@@ -17,102 +17,60 @@ What holds:
   noticed: that is what a backup does.
 * Secrets appear in no repr, log, pickle or error of this module.
 
-Losing the passphrase, the key file or the vault loses the keys, and with them every protected image: back up the vault,
-and what unlocks it, in two different places.
+Losing the vault, or what unlocks it, loses the keys, and with them every protected image: back up both, in two
+different places. Rotation, backup, restore and check: `storage.key_safety`.
 """
 
-import hmac
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Literal, NoReturn
+from typing import NoReturn
 
 from filelock import FileLock, Timeout
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from storage.errors import EnvironmentFault, KeyVaultError, UnknownKey, UsageError, VaultLocked, WorkspaceBusy
-from storage.key_encryption import KEY_BYTES, KeyEncryption, Stored, Unlock, hkdf, write_durably
-from storage.names import DATASET_PATTERN, KEY_ID_PATTERN, check_dataset_name
+from storage.errors import EnvironmentFault, KeyVaultError, UnknownKey, UsageError, VaultLocked, WorkspaceBusy, WrongKey
+from storage.key_backends.local import make_folder
+from storage.key_encryption import KEY_BYTES, KeyEncryption, Stored, Unlock, unlock_of, write_durably
+from storage.names import check_dataset_name
 from storage.settings import Settings
+from storage.vault_file import (
+    MAC_CONTEXT,
+    SIZE_LIMIT,
+    DataKeyRecord,
+    MacKey,
+    OpenVault,
+    VaultFile,
+    WrappedKey,
+    key_id_of,
+    unusable,
+)
 
-SIZE_LIMIT = 64 << 20  # bytes: some 200,000 keys
+__all__ = ["DataKeyRecord", "Vault", "key_id_of", "open_vault"]
+
 LOCK_SECONDS = 30.0
-
-_MAC_CONTEXT = {"purpose": "dmcp/v1/vault-mac"}
-
-
-@dataclass(frozen=True)
-class DataKeyRecord:
-    """What may be known of a data key: its public id (16 hex digits), data set, epoch (from 1) and creation (UTC)."""
-
-    key_id: str
-    dataset: str
-    epoch: int
-    created: datetime
-
-
-def key_id_of(secret: bytes) -> str:
-    """The public id of a data key: a 64-bit HKDF-SHA256 fingerprint, in 16 hexadecimal digits."""
-    return hkdf(secret, 8, b"dmcp/v1/key-id").hex()
-
-
-class _WrappedKey(BaseModel):
-    """One data key as the file holds it."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-    key_id: Annotated[str, Field(pattern=f"^{KEY_ID_PATTERN}$")]
-    dataset: Annotated[str, Field(pattern=f"^{DATASET_PATTERN}$")]
-    epoch: Annotated[int, Field(ge=1)]
-    created: str
-    wrapped: Annotated[str, Field(pattern="^([0-9a-f]{2})+$")]
-
-    def context(self) -> dict[str, str]:
-        """What the wrapping is bound to."""
-        return {"key_id": self.key_id, "dataset": self.dataset, "epoch": str(self.epoch), "created": self.created}
-
-    def record(self) -> DataKeyRecord:
-        return DataKeyRecord(self.key_id, self.dataset, self.epoch, datetime.fromisoformat(self.created))
-
-
-class _VaultFile(BaseModel):
-    """The whole file. `mac_key` is the wrapped key of `mac`: it is also what shows that the passphrase is right."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-    format: Literal["dmcp-vault"] = "dmcp-vault"
-    version: Literal[1] = 1
-    key_encryption: Stored
-    mac_key: Annotated[str, Field(pattern="^([0-9a-f]{2})+$")]
-    keys: list[_WrappedKey]
-    mac: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] = ""
-
-    def encode(self) -> bytes:
-        """The one encoding of these contents; `decode` accepts no other."""
-        return self.model_dump_json(indent=1).encode() + b"\n"
-
-    def sealed(self, mac_key: bytes) -> "_VaultFile":
-        """The same contents with their MAC."""
-        bare = self.model_copy(update={"mac": ""})
-        return bare.model_copy(update={"mac": hmac.digest(mac_key, bare.encode(), "sha256").hex()})
 
 
 class Vault:
-    """A vault file and what unlocks it. Nothing is kept in memory but the unlocked key-encryption key."""
+    """A vault file and what unlocks it. In memory it keeps what opens the file (and its MAC key), never a data key."""
 
     def __init__(self, path: Path, unlock: Unlock) -> None:
         self.path = path
         self._unlock = unlock
         self._opened: tuple[Stored, KeyEncryption] | None = None
+        self._mac: tuple[Stored, str, MacKey] | None = None
 
     def __repr__(self) -> str:
         return f"Vault({str(self.path)!r})"
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("vaults do not leave the process: open the vault again over there")
+
+    @property
+    def unlock(self) -> Unlock:
+        """What this process opens it with."""
+        return self._unlock
 
     def create(self, dataset: str, key_bytes: bytes | None = None) -> DataKeyRecord:
         """Make the data set's next key, or take in `key_bytes` (32 bytes, made elsewhere); the first makes the vault.
@@ -125,21 +83,22 @@ class Vault:
         check_dataset_name(dataset)
         if key_bytes is not None and len(key_bytes) != KEY_BYTES:
             raise UsageError(f"A data key has 32 bytes, not {len(key_bytes)}.", "Leave it out to have one made.")
-        with self._locked():
-            contents, backend, mac_key = self._read() or self._new()
+        with self.locked():
+            opened = self.read() or self._new()
             secret = key_bytes or secrets.token_bytes(KEY_BYTES)
-            if any(key.key_id == key_id_of(secret) for key in contents.keys):
+            keys = opened.contents.keys
+            if any(key.key_id == key_id_of(secret) for key in keys):
                 raise UsageError(f"Key {key_id_of(secret)} is in the vault already.", "See `dmcp key list`.")
-            epoch = 1 + max((key.epoch for key in contents.keys if key.dataset == dataset), default=0)
-            entry = _wrap(backend, secret, dataset, epoch)
-            grown = contents.model_copy(update={"keys": [*contents.keys, entry]}).sealed(mac_key)
-            write_durably(self.path, grown.encode())
+            epoch = 1 + max((key.epoch for key in keys if key.dataset == dataset), default=0)
+            created = datetime.now(UTC).isoformat(timespec="seconds")
+            entry = WrappedKey.make(opened.backend, secret, dataset, epoch, created)
+            write_durably(self.path, opened.with_keys([*keys, entry]).encode())
         return entry.record()
 
     def list(self) -> list[DataKeyRecord]:
         """Every key's record, by data set and epoch; empty where there is no vault yet."""
-        opened = self._read()
-        records = [key.record() for key in opened[0].keys] if opened else []
+        opened = self.read()
+        records = [key.record() for key in opened.contents.keys] if opened else []
         return sorted(records, key=lambda record: (record.dataset, record.epoch))
 
     def current(self, dataset: str) -> DataKeyRecord:
@@ -151,7 +110,7 @@ class Vault:
 
     def record(self, key_id: str) -> DataKeyRecord:
         """The record of this key. Raises UnknownKey when it is not in the vault."""
-        return self._find(key_id)[0].record()
+        return self._find(key_id)[1].record()
 
     def dataset_of(self, key_id: str) -> str:
         """The data set that this key protects. Raises UnknownKey when it is not in the vault."""
@@ -159,28 +118,19 @@ class Vault:
 
     def secret(self, key_id: str) -> bytes:
         """The key itself, 32 bytes. Raises UnknownKey when it is not in the vault."""
-        entry, backend = self._find(key_id)
-        secret = backend.unwrap(bytes.fromhex(entry.wrapped), entry.context())
-        if len(secret) != KEY_BYTES or not hmac.compare_digest(key_id_of(secret), key_id):
-            raise self._unusable(f"the key it holds as {key_id} has another id")
-        return secret
+        opened, entry = self._find(key_id)
+        return opened.secret(entry)
 
     # --- the file --------------------------------------------------------------------------------------------------
 
-    def _find(self, key_id: str) -> tuple[_WrappedKey, KeyEncryption]:
-        opened = self._read()
-        if opened:
-            contents, backend, _ = opened
-            for entry in contents.keys:
-                if entry.key_id == key_id:
-                    return entry, backend
-        raise UnknownKey(
-            f"Key {key_id} is not in the vault {self.path}.",
-            "`dmcp key list` shows what is. Only the vault of the data set's owner can restore these images.",
-        )
+    def read(self) -> OpenVault | None:
+        """The file as it is now, opened and authenticated; None where there is no file.
 
-    def _read(self) -> tuple[_VaultFile, KeyEncryption, bytes] | None:
-        """Contents, backend and MAC key of the file as it is now, authenticated; None where there is no file."""
+        Raises:
+            VaultLocked: what it needs is missing, wrong or denied.
+            KeyVaultError: it can not be read, or was altered.
+            EnvironmentFault: a remote key-encryption key is out of reach.
+        """
         try:
             with self.path.open("rb") as file:
                 data = file.read(SIZE_LIMIT + 1)
@@ -190,50 +140,27 @@ class Vault:
             raise KeyVaultError(
                 f"{self.path} can not be read: {error.strerror}.", "Check its owner and mode."
             ) from error
-        contents = self._decode(data)
+        return self.open_bytes(data)
+
+    def open_bytes(self, data: bytes) -> OpenVault:
+        """Open and authenticate what is, or is about to be, in the file. Raises as `read`."""
+        contents = VaultFile.decode(data, self.path)
         backend = self._backend(contents.key_encryption)
-        try:
-            mac_key = backend.unwrap(bytes.fromhex(contents.mac_key), _MAC_CONTEXT)
-        except VaultLocked:
-            what = _WHAT_UNLOCKS[contents.key_encryption.kind]
-            raise VaultLocked(
-                f"The vault {self.path} does not open: the {what} is wrong, or the file was altered.",
-                "Give the one the vault was made with; else restore the vault from your backup.",
-            ) from None
-        if not hmac.compare_digest(contents.sealed(mac_key).mac, contents.mac):
-            raise self._unusable("it was altered after it was written")
-        return contents, backend, mac_key
-
-    def _decode(self, data: bytes) -> _VaultFile:
-        if len(data) > SIZE_LIMIT:
-            raise self._unusable("it is larger than any vault")
-        try:
-            contents = _VaultFile.model_validate_json(data)
-        except ValidationError as error:
-            # Not the values: what stands at an unexpected place may be anything.
-            first = error.errors(include_input=False, include_url=False)[0]
-            where = ".".join(str(part) for part in first["loc"]) or "the file"
-            raise self._unusable(f"{where!a}: {first['type']}") from None
-        if contents.encode() != data:
-            raise self._unusable("it was altered after it was written")
-        return contents
-
-    def _backend(self, stored: Stored) -> KeyEncryption:
-        """The backend for what the file says, kept while the file says the same (scrypt is slow on purpose)."""
-        if self._opened is None or self._opened[0] != stored:
-            self._opened = stored, self._unlock.open(stored)
-        return self._opened[1]
-
-    def _new(self) -> tuple[_VaultFile, KeyEncryption, bytes]:
-        stored = self._unlock.describe_new()
-        backend, mac_key = self._backend(stored), secrets.token_bytes(32)
-        wrapped = backend.wrap(mac_key, _MAC_CONTEXT).hex()
-        return _VaultFile(key_encryption=stored, mac_key=wrapped, keys=[]), backend, mac_key
+        opened = OpenVault(self.path, contents, backend, self._mac_key(contents, backend))
+        if not opened.mac.holds(contents):
+            raise unusable(self.path, "it was altered after it was written")
+        return opened
 
     @contextmanager
-    def _locked(self) -> Iterator[None]:
-        self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    def locked(self) -> Iterator[None]:
+        """Hold the vault's lock: who writes, here or in another process, takes turns.
+
+        Raises:
+            WorkspaceBusy: another process holds it for half a minute.
+            EnvironmentFault: the disk is in the way, now or in the block.
+        """
         try:
+            make_folder(self.path.parent)
             with FileLock(self.path.with_suffix(".lock"), timeout=LOCK_SECONDS, mode=0o600):
                 yield
         except Timeout:
@@ -244,20 +171,54 @@ class Vault:
                 "Check DMCP_HOME, its owner and its disk.",
             ) from error
 
-    def _unusable(self, why: str) -> KeyVaultError:
-        return KeyVaultError(f"The vault {self.path} can not be used: {why}.", "Restore it from your backup.")
+    def _find(self, key_id: str) -> tuple[OpenVault, WrappedKey]:
+        opened = self.read()
+        if opened:
+            for entry in opened.contents.keys:
+                if entry.key_id == key_id:
+                    return opened, entry
+        raise UnknownKey(
+            f"Key {key_id} is not in the vault {self.path}.",
+            "`dmcp key list` shows what is. Only the vault of the data set's owner can restore these images.",
+        )
+
+    def _backend(self, stored: Stored) -> KeyEncryption:
+        """The backend for what the file says, kept while the file says the same (scrypt is slow on purpose)."""
+        if self._opened is None or self._opened[0] != stored:
+            self._opened = stored, self._unlock.open(stored)
+        return self._opened[1]
+
+    def _mac_key(self, contents: VaultFile, backend: KeyEncryption) -> MacKey:
+        """The MAC key of the file, kept while the file says the same (a remote key-encryption key is slow to ask)."""
+        stored, wrapped = contents.key_encryption, contents.mac_key
+        if self._mac is None or self._mac[:2] != (stored, wrapped):
+            try:
+                self._mac = stored, wrapped, MacKey(backend.unwrap(bytes.fromhex(wrapped), MAC_CONTEXT))
+            except WrongKey:
+                self._opened = None  # a key file may have been put right meanwhile
+                what = _WHAT_UNLOCKS[stored.kind]
+                tried = f" (tried: {self._unlock.key_file})" if stored.kind == "key-file" else ""
+                raise VaultLocked(
+                    f"The vault {self.path} does not open: the {what} is wrong, or the file was altered.",
+                    f"Give the one the vault was made with{tried}; else restore the vault from your backup.",
+                ) from None
+        return self._mac[2]
+
+    def _new(self) -> OpenVault:
+        stored = self._unlock.describe_new()
+        backend = self._backend(stored)
+        mac, wrapped = MacKey.fresh(backend)
+        return OpenVault(self.path, VaultFile(key_encryption=stored, mac_key=wrapped, keys=[]), backend, mac)
 
 
-_WHAT_UNLOCKS = {"passphrase": "passphrase", "key-file": "key file"}
-
-
-def _wrap(backend: KeyEncryption, secret: bytes, dataset: str, epoch: int) -> _WrappedKey:
-    created = datetime.now(UTC).isoformat(timespec="seconds")
-    bare = _WrappedKey(key_id=key_id_of(secret), dataset=dataset, epoch=epoch, created=created, wrapped="00")
-    return bare.model_copy(update={"wrapped": backend.wrap(secret, bare.context()).hex()})
+_WHAT_UNLOCKS = {
+    "passphrase": "passphrase",
+    "key-file": "key file",
+    "aws-kms": "KMS key in DMCP_VAULT_KEK",
+    "hashivault": "transit key in DMCP_VAULT_KEK",
+}
 
 
 def open_vault(settings: Settings) -> Vault:
     """The vault of these settings, HOME/vault.json; nothing is read before it is used."""
-    key_file = settings.vault_key_file or settings.home_path("vault.key")
-    return Vault(settings.home_path("vault.json"), Unlock(key_file=key_file, passphrase=settings.vault_passphrase))
+    return Vault(settings.home_path("vault.json"), unlock_of(settings))

@@ -8,6 +8,7 @@ DATASET_PATTERN = r"[a-z0-9][a-z0-9._-]{0,63}"
 USER_PATTERN = r"[a-z0-9][a-z0-9._@+-]{0,127}"
 KEY_ID_PATTERN = r"[0-9a-f]{16}"
 REQUEST_ID_PATTERN = r"[0-9a-f]{32}"
+VERSION_PATTERN = r"[0-9a-f]{16}"
 
 
 def check_dataset_name(name: str) -> str:

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING
 
 from storage.errors import DmcpError, NotFound, ObjectStoreError, PublicationConflict
@@ -12,6 +14,8 @@ if TYPE_CHECKING:
 MISSING = frozenset(("404", "NoSuchKey", "NoSuchBucket", "NotFound"))
 _CONFLICT = frozenset(("412", "PreconditionFailed", "ConditionalRequestConflict"))
 _REFUSED = frozenset(("401", "403", "AuthorizationHeaderMalformed", "UnsupportedAlgorithm"))  # where not status 403
+_LARGEST_SKEW = timedelta(minutes=10)
+"""Between two clocks; servers refuse what is signed 15 minutes before or after their own time."""
 _CREDENTIALS = (
     "Check DMCP_S3_ACCESS_KEY and DMCP_S3_SECRET_KEY (or the AWS profile), and that they may do this in this bucket."
 )
@@ -34,6 +38,7 @@ def translated(action: str, where: str, endpoint: str, bucket: str) -> Iterator[
     """
     from boto3.exceptions import Boto3Error
     from botocore.exceptions import BotoCoreError, ClientError
+    from urllib3.exceptions import HTTPError
 
     try:
         yield
@@ -45,6 +50,10 @@ def translated(action: str, where: str, endpoint: str, bucket: str) -> Iterator[
         raise ObjectStoreError(f"Could not {action} {where}: {type(error).__name__}.", "Try again.") from error
     except BotoCoreError as error:
         raise _unanswered(error, action, where, endpoint) from error
+    except HTTPError as error:  # botocore lets pass what breaks off in the body of an answer
+        raise ObjectStoreError(
+            f"Could not {action} {where}: the connection to {endpoint} broke ({type(error).__name__}).", "Try again."
+        ) from error
 
 
 def _answered(error: "ClientError", action: str, where: str, endpoint: str, bucket: str) -> DmcpError:
@@ -57,13 +66,31 @@ def _answered(error: "ClientError", action: str, where: str, endpoint: str, buck
         return NotFound(f"There is no object {where}.", "Check the name, bucket and prefix.")
     if reason in _CONFLICT:
         return PublicationConflict(f"{where} was written by someone else meanwhile.", "Look at it, then try again.")
-    if reason == "RequestTimeTooSkewed":
-        return ObjectStoreError(f"{endpoint} refused to {action} {where}: the clocks differ.", "Set this clock right.")
-    if reason in _REFUSED or error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") in (401, 403):
+    status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    off = _clock_off(error)
+    if reason == "RequestTimeTooSkewed" or (status in (400, 401, 403) and abs(off) > _LARGEST_SKEW):
+        return _wrong_clock(f"{endpoint} refused to {action} {where}", off)
+    if reason in _REFUSED or status in (401, 403):
         return ObjectStoreError(f"{endpoint} refused to {action} {where} ({reason}).", _CREDENTIALS)
     message = str(error.response.get("Error", {}).get("Message", ""))[:300]
     cure = "Try again; if it stays, look into the server's log."
     return ObjectStoreError(f"{endpoint} could not {action} {where} ({reason} {message}).", cure)
+
+
+def _clock_off(error: "ClientError") -> timedelta:
+    """By how much this clock is ahead of the server's, as the answer's date says: one to HEAD says nothing else."""
+    try:
+        theirs = parsedate_to_datetime(error.response["ResponseMetadata"]["HTTPHeaders"]["date"])
+        return datetime.now(UTC) - theirs
+    except (KeyError, TypeError, ValueError):  # there is none, or it is no time
+        return timedelta(0)
+
+
+def _wrong_clock(what: str, off: timedelta) -> ObjectStoreError:
+    minutes = round(abs(off).total_seconds() / 60)
+    side = "behind" if off < timedelta(0) else "ahead of"
+    differ = f"this machine's clock is {minutes} minutes {side} its own" if minutes else "the clocks differ"
+    return ObjectStoreError(f"{what}: {differ}.", "Set this machine's clock right, then run the same command again.")
 
 
 def _unanswered(error: Exception, action: str, where: str, endpoint: str) -> ObjectStoreError:

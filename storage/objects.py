@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from storage import object_errors, s3_client
+from storage.disk import writing
 from storage.errors import CorruptShard, NotFound, ObjectStoreError, SettingsError, UsageError
 from storage.s3_client import FileDigest
 from storage.settings import Settings
@@ -71,6 +72,8 @@ class ObjectStore:
         self.bucket = bucket
         self.prefix = f"{_checked_key(prefix.strip('/'))}/" if prefix.strip("/") else ""
         self.region = region
+        self.quotes_etags = True
+        """Whether If-Match has the ETag in quotes, as in HTTP; some servers want it bare (`storage/guarantee.py`)."""
         self._client = s3_client.make_client(endpoint, region, access_key, secret_key, attempts, read_timeout)
 
     def __repr__(self) -> str:
@@ -118,7 +121,8 @@ class ObjectStore:
             PublicationConflict: the condition does not hold. A request that was retried may meet its own first try,
                 so compare what is there before giving up.
         """
-        condition = {"IfNoneMatch": "*"} if if_none_match else {"IfMatch": f'"{if_match}"'} if if_match else {}
+        etag = f'"{if_match}"' if self.quotes_etags else if_match
+        condition = {"IfNoneMatch": "*"} if if_none_match else {"IfMatch": etag} if if_match else {}
         with self._errors("write", key):
             answer = self._client.put_object(
                 **self._at(key),
@@ -197,12 +201,17 @@ class ObjectStore:
         Raises:
             NotFound: no such object.
             CorruptShard: size or SHA-256 is not the expected one; nothing is kept.
+            DiskFault: the disk is full, or the folder can not be written.
         """
         stored = self.head(key).size
         if size is not None and stored != size:
             raise self._corrupt(key, f"it has {stored} bytes instead of {size}")
-        path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f"{path.name}.part")
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._download(key, part, path, sha256, advance)
+
+    def _download(self, key: str, part: Path, path: Path, sha256: str | None, advance: Advance | None) -> None:
         try:
             with self._errors("download", key):
                 self._client.download_file(
@@ -262,6 +271,25 @@ class ObjectStore:
         """An address from which anyone may download the object for so many seconds. Treat it as a secret."""
         with self._errors("sign an address for", key):
             return str(self._client.generate_presigned_url("get_object", Params=self._at(key), ExpiresIn=seconds))
+
+    def presigned_put(self, key: str, size: int, seconds: int = 3600) -> str:
+        """An address to which anyone may upload exactly `size` bytes for so many seconds. Treat it as a secret."""
+        with self._errors("sign an address for", key):
+            return str(
+                self._client.generate_presigned_url(
+                    "put_object", Params={**self._at(key), "ContentLength": size}, ExpiresIn=seconds
+                )
+            )
+
+    def stream(self, key: str, block: int = 1 << 20, part: tuple[int, int] | None = None) -> Iterator[bytes]:
+        """The content of an object in blocks, unverified, as it comes; `part`: only the bytes from first to last.
+
+        Raises:
+            NotFound: no such object; at the first block.
+        """
+        wanted = {} if part is None else {"Range": f"bytes={part[0]}-{part[1]}"}
+        with self._errors("read", key), closing(self._client.get_object(**self._at(key), **wanted)["Body"]) as body:
+            yield from body.iter_chunks(block)
 
     def _at(self, key: str) -> dict[str, str]:
         return {"Bucket": self.bucket, "Key": self.prefix + _checked_key(key)}

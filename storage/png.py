@@ -35,6 +35,9 @@ MAX_PIXELS = 1 << 26
 
 PAYLOAD_CHUNK = b"dmCP"
 
+DAMAGED = (OSError, SyntaxError, ValueError, LookupError, TypeError, EOFError, struct.error, zlib.error)
+"""What Pillow raises for files that are damaged: its readers of chunks believe that what they look for is there."""
+
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _ZLIB_RLE = 3
 _DEFLATE_LIMIT = 1032  # no deflate stream expands more than this
@@ -77,8 +80,10 @@ def encode_png(image: NDArray[np.uint8], payload: bytes | None = None) -> bytes:
 def decode_png(data: bytes, name: str) -> NDArray[np.uint8]:
     """Decode one PNG to uint8 [H, W, 3], a fresh writable array.
 
-    Size, bit depth, colour type and every chunk's checksum are looked at before a pixel is decoded, so neither a
-    decompression bomb nor a damaged file gets as far as the decoder.
+    Size, bit depth, colour type, the order of the chunks and every chunk's checksum are looked at before a pixel is
+    decoded, so neither a decompression bomb (Pillow believes the last of several headers) nor a damaged file gets to
+    the decoder. Where all checksums are right and the compressed pixels are fewer than the header says, the rest is
+    black, as Pillow leaves it: to find that out takes as long as decoding, and a seal notices it.
 
     Args:
         data: the file's bytes.
@@ -92,7 +97,7 @@ def decode_png(data: bytes, name: str) -> NDArray[np.uint8]:
     try:
         with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
             pixels = np.array(image)
-    except (OSError, SyntaxError, ValueError, struct.error, zlib.error) as error:
+    except DAMAGED as error:
         raise _damaged(name, str(error)) from error
     if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8:
         raise _damaged(name, f"it decodes to shape {pixels.shape}")
@@ -151,15 +156,22 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
 
 
 def _check_chunks(data: bytes, name: str) -> None:
-    """Walk the chunks up to IEND; every checksum must be right."""
-    view = memoryview(data)
+    """Walk the chunks up to IEND; every checksum must be right, one header, and the pixels in one piece."""
+    view, before, pixels = memoryview(data), b"", False
     for kind, start, end in _chunks(data):
         if zlib.crc32(view[start - 4 : end]) != struct.unpack_from(">I", data, end)[0]:
             raise _damaged(name, f"the checksum of its {kind.decode('latin-1')!r} chunk is wrong")
         if kind == b"tRNS":
             raise _unsupported(name, "RGB with a transparent colour")
+        if kind == b"acTL":
+            raise _unsupported(name, "an animated PNG")
         if kind == b"IEND":
             return
+        if kind == b"IHDR" and before:
+            raise _damaged(name, "it has two headers")
+        if kind == b"IDAT" and pixels and before != b"IDAT":
+            raise _damaged(name, "its pixels are not in one piece")
+        before, pixels = kind, pixels or kind == b"IDAT"
     raise _damaged(name, "it is cut off")
 
 

@@ -1,7 +1,8 @@
 """Publishing a protected variant: immutable versions in a bucket, whole or not there at all.
 
     DATASET/shards/SHA256.tar           every shard under its own digest, shared between versions
-    DATASET/versions/ID/README.md       data card
+    DATASET/versions/ID/README.md       data card, which Hugging Face `datasets` reads too
+    DATASET/versions/ID/croissant.json  the same for machines, in MLCommons Croissant (storage/croissant.py)
     DATASET/versions/ID/LICENSE         terms of use
     DATASET/versions/ID/payloads.jsonl  what travels beside the pixels of images; only where anything does
     DATASET/versions/ID/manifest.json   the variant's manifest; written last: with it the version exists
@@ -25,36 +26,25 @@ images, no model. `storage/pull.py` is the reader's side.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
-from storage.datacard import data_card, terms_text
-from storage.errors import CorruptShard, DmcpError, NotFound, ObjectStoreError, PublicationConflict, UsageError
+from storage.committing import complete, open_publication, send_shard
+from storage.croissant import About
+from storage.datacard import terms_text
+from storage.errors import CorruptShard, DmcpError, UsageError
 from storage.files import Progress
-from storage.guarantee import Guarantee, probe_conditional_puts
-from storage.manifest import Manifest, dump_manifest, read_manifest
+from storage.guarantee import Guarantee
+from storage.manifest import Manifest, read_manifest
 from storage.names import check_dataset_name
 from storage.objects import ObjectStore
 from storage.pull import PulledVersion, pull
-from storage.s3_client import FileDigest, digest_bytes, digest_file
+from storage.s3_client import FileDigest, digest_file
 from storage.shards import ShardInfo, read_shard
 from storage.transfer import Meter, in_parallel
-from storage.versions import (
-    LICENSE_NAME,
-    PAYLOADS_NAME,
-    README_NAME,
-    Channel,
-    VersionInfo,
-    channel_key,
-    list_versions,
-    read_channel,
-    read_version,
-    shard_key,
-    version_id,
-    version_key,
-)
+from storage.versions import VersionInfo, list_versions, read_version, shard_key
 
 __all__ = [
+    "About",
     "Check",
     "Guarantee",
     "PublishedVersion",
@@ -95,7 +85,7 @@ def publish(
     *,
     check: Check | None = None,
     payloads: Payloads | None = None,
-    contact: str | None = None,
+    about: About | None = None,
     workers: int = 4,
 ) -> PublishedVersion:
     """Publish a protected variant and make it the latest version.
@@ -110,7 +100,7 @@ def publish(
             nothing: only for callers that have just made the variant and checked it themselves. It is called from
             several threads, in no particular order.
         payloads: called once all images passed the check.
-        contact: how to ask for access, for the data card.
+        about: whom to ask, who made it, for the data card and croissant.json.
         workers: shards checked and sent at once.
 
     Raises:
@@ -125,26 +115,19 @@ def publish(
     checked = Meter("check", total, progress)
     digests = in_parallel(lambda s: _inspected(variant / s.name, s, check, checked), manifest.shards, workers)
     license_text = terms_text(terms)
-    version = version_id(manifest, license_text)
     beside = payloads() if payloads is not None else b""
 
-    store.ensure_bucket()
-    guarantee = probe_conditional_puts(store)
-    before = read_channel(store, dataset)
+    opened = open_publication(store, dataset)
     sent = Meter("upload", total, progress)
     unique = {shard.sha256: (shard, digest) for shard, digest in zip(manifest.shards, digests, strict=True)}
     uploaded = in_parallel(
-        lambda pair: _send_shard(variant / pair[0].name, store, shard_key(dataset, pair[0]), pair[1], sent),
+        lambda pair: send_shard(variant / pair[0].name, store, shard_key(dataset, pair[0]), pair[1], sent.add),
         unique.values(),
         workers,
     )
-    if beside:
-        _send_payloads(store, version_key(dataset, version, PAYLOADS_NAME), beside)
-    texts = {LICENSE_NAME: license_text, README_NAME: data_card(version, manifest, contact, bool(beside))}
-    _commit(store, dataset, version, manifest, texts, guarantee)
-    _move_channel(store, dataset, version, before, guarantee)
+    version = complete(opened, manifest, license_text, about or About(), beside)
     return PublishedVersion(
-        dataset, version, manifest.samples, total, sum(uploaded), len(uploaded) - sum(uploaded), guarantee
+        dataset, version, manifest.samples, total, sum(uploaded), len(uploaded) - sum(uploaded), opened.guarantee
     )
 
 
@@ -181,82 +164,3 @@ def _check_images(path: Path, check: Check) -> None:
         except DmcpError as error:
             what = f"Image {sample.key} in {path} must not be published: {error.what}"
             raise type(error)(what, "Nothing was sent. Publish the variant as `dmcp protect` made it.") from error
-
-
-def _send_shard(path: Path, store: ObjectStore, key: str, digest: FileDigest, meter: Meter) -> bool:
-    """Upload a shard unless it is there already; whether it was sent. Afterwards the bucket holds it for certain."""
-    if store.holds(key, digest):
-        meter.add(digest.size)
-        return False
-    store.put_file(path, key, digest.sha256, "application/x-tar", meter.add)
-    if not store.holds(key, digest):
-        raise ObjectStoreError(f"{store.where(key)} is not what was uploaded.", "Publish again; check the server.")
-    return True
-
-
-def _send_payloads(store: ObjectStore, key: str, data: bytes) -> None:
-    """Write what travels beside the pixels, unless it is there already: publishing again heals a damaged file."""
-    if not store.holds(key, digest_bytes(data)):
-        store.put_bytes(key, data, content_type="application/jsonl")
-
-
-def _commit(
-    store: ObjectStore, dataset: str, version: str, manifest: Manifest, texts: dict[str, str], guarantee: Guarantee
-) -> None:
-    """Write the texts, then the manifest, with which the version exists. Nothing happens when it does already."""
-    key, data = version_key(dataset, version), dump_manifest(manifest)
-    if _is_there(store, key, data):
-        return
-    for name, text in texts.items():
-        kind = "text/markdown; charset=utf-8" if name == README_NAME else "text/plain; charset=utf-8"
-        store.put_bytes(version_key(dataset, version, name), text.encode(), content_type=kind)
-    try:
-        store.put_bytes(key, data, guarantee is Guarantee.ATOMIC, content_type="application/json")
-    except PublicationConflict:  # another publisher of the same version was faster, or our own retried request
-        if not _is_there(store, key, data):
-            raise
-
-
-def _is_there(store: ObjectStore, key: str, data: bytes) -> bool:
-    """Whether the version exists already.
-
-    Raises:
-        PublicationConflict: something else lies under its name.
-    """
-    try:
-        if store.get_bytes(key) == data:
-            return True
-    except NotFound:
-        return False
-    raise PublicationConflict(
-        f"{store.where(key)} exists and says something else than its version's id.",
-        "Someone altered it: delete that version's folder in the bucket, then publish again.",
-    )
-
-
-def _move_channel(
-    store: ObjectStore, dataset: str, version: str, before: tuple[Channel, str] | None, guarantee: Guarantee
-) -> None:
-    """Point the channel to the version, unless someone else moved it since `before` was read."""
-    if before is not None and before[0].version == version:
-        return
-    key = channel_key(dataset)
-    data = Channel(version=version, published=datetime.now(UTC).replace(microsecond=0)).model_dump_json().encode()
-    try:
-        if guarantee is Guarantee.ATOMIC:
-            etag = before[1] if before else None
-            store.put_bytes(key, data, if_none_match=etag is None, if_match=etag, content_type="application/json")
-            return
-        now = read_channel(store, dataset)
-        if (now and now[1]) != (before and before[1]):
-            raise PublicationConflict(f"{store.where(key)} was moved meanwhile.")
-        store.put_bytes(key, data, content_type="application/json")
-    except PublicationConflict as error:
-        now = read_channel(store, dataset)
-        if now is not None and now[0].version == version:
-            return
-        raise PublicationConflict(
-            f"Another publisher made {now[0].version if now else 'nothing'} the latest version of {dataset} meanwhile. "
-            f"Version {version} is complete, but not the latest.",
-            f"Publish again to make it the latest, or read it by its id {version}.",
-        ) from error

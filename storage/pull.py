@@ -8,13 +8,25 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from storage.datacard import local_card
+from storage.disk import writing
 from storage.errors import CorruptManifest, CorruptShard, NotFound, ObjectStoreError, UsageError, WorkspaceBusy
 from storage.files import Progress, replace_directory, sha256_file, write_atomic
 from storage.manifest import MANIFEST_NAME, Manifest, read_manifest, write_manifest
 from storage.objects import ObjectStore
 from storage.shards import ShardInfo
 from storage.transfer import Meter, in_parallel
-from storage.versions import LICENSE_NAME, PAYLOADS_NAME, README_NAME, read_version, shard_key, version_key
+from storage.versions import (
+    CROISSANT_NAME,
+    LICENSE_NAME,
+    PAYLOADS_NAME,
+    README_NAME,
+    read_version,
+    shard_key,
+    version_key,
+)
+
+_BESIDE = (README_NAME, LICENSE_NAME, CROISSANT_NAME, PAYLOADS_NAME)
 
 
 @dataclass(frozen=True)
@@ -37,12 +49,13 @@ def pull(
     progress: Progress | None = None,
     workers: int = 4,
 ) -> PulledVersion:
-    """Fetch a published version as a variant folder, with its README.md and LICENSE, and payloads.jsonl if it has one.
+    """Fetch a published version as a variant folder, with the files that lie beside its manifest.
 
     Every shard's size and SHA-256 is the manifest's, and manifest and terms are what the version's id says. Shards
     that an earlier, killed pull fetched, or that an older version in `out` shares, are kept. `out` appears, or is
     replaced, at the end and at once. payloads.jsonl comes as it is, without a digest: it repeats what lies in the
-    shards, and whoever restores believes a payload only when its seal opens.
+    shards, and whoever restores believes a payload only when its seal opens. croissant.json too, which an older version
+    has not; in README.md the shards get their names in `out`.
 
     Args:
         store: the public bucket.
@@ -58,6 +71,7 @@ def pull(
         UsageError: `out` holds something else.
         WorkspaceBusy: another process pulls into `out`.
         ObjectStoreError: the server failed; calling again goes on from there.
+        DiskFault: the disk is full, or `out` can not be written; likewise.
     """
     out = Path(os.path.abspath(out))  # noqa: PTH100 - a link in place of `out` is replaced, not followed
     _check_target(out)
@@ -71,11 +85,12 @@ def pull(
             for shard in manifest.shards:
                 _link(work / shard.name, folder / shard.name)
             write_manifest(folder, manifest)
-            write_atomic(folder / README_NAME, readme)
+            write_atomic(folder / README_NAME, local_card(readme, manifest))
             write_atomic(folder / LICENSE_NAME, terms.encode())
             # To strangers S3 refuses what is not there, instead of saying so; and what it repeats has come already.
-            with suppress(NotFound, ObjectStoreError):
-                store.get_file(version_key(dataset, version, PAYLOADS_NAME), folder / PAYLOADS_NAME)
+            for name in (PAYLOADS_NAME, CROISSANT_NAME):
+                with suppress(NotFound, ObjectStoreError):
+                    store.get_file(version_key(dataset, version, name), folder / name)
         shutil.rmtree(work, ignore_errors=True)
     return PulledVersion(dataset, version, manifest.samples, total, sum(fetched), len(fetched) - sum(fetched))
 
@@ -111,7 +126,8 @@ def _link(source: Path, target: Path) -> None:
     try:
         os.link(source, target)
     except OSError:  # another file system, or one without links
-        shutil.copyfile(source, target)
+        with writing(target):
+            shutil.copyfile(source, target)
 
 
 def _check_target(out: Path) -> None:
@@ -127,7 +143,7 @@ def _check_target(out: Path) -> None:
     except (CorruptManifest, OSError):
         known = None
     else:
-        known = {shard.name for shard in manifest.shards} | {MANIFEST_NAME, README_NAME, LICENSE_NAME, PAYLOADS_NAME}
+        known = {shard.name for shard in manifest.shards} | {MANIFEST_NAME, *_BESIDE}
     if known is None or not {path.name for path in out.iterdir()} <= known:
         raise UsageError(f"{out} exists and is not an earlier pull.", "Name a folder that is empty or does not exist.")
 
@@ -137,8 +153,9 @@ def _work_folder(out: Path) -> Iterator[Path]:
     """The folder beside `out` in which downloads wait; it stays after an error, so that a second pull goes on."""
     work = out.with_name(f".{out.name}.pull")
     while True:
-        work.mkdir(parents=True, exist_ok=True)
-        lock = os.open(work, os.O_RDONLY)
+        with writing(work):
+            work.mkdir(parents=True, exist_ok=True)
+            lock = os.open(work, os.O_RDONLY)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

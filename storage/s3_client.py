@@ -3,6 +3,7 @@
 import base64
 import hashlib
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -90,12 +91,15 @@ def make_client(
     attempts: int | None,
     read_timeout: float,
 ) -> Any:
-    """A boto3 S3 client; see `ObjectStore` for the arguments. About 0.2 s, most of it boto3's own tables."""
+    """A boto3 S3 client; see `ObjectStore` for the arguments."""
     import boto3
+    import botocore.session
     from botocore import UNSIGNED
     from botocore.config import Config
 
-    session = boto3.session.Session(aws_access_key_id=access_key, aws_secret_access_key=secret_key)
+    core = botocore.session.Session()
+    core.register_component("data_loader", _tables())
+    session = boto3.session.Session(access_key, secret_key, botocore_session=core)
     host = urlsplit(endpoint).hostname or ""
     local = host in _LOOPBACK
     checksums = "when_supported" if host.endswith(".amazonaws.com") else "when_required"
@@ -112,6 +116,14 @@ def make_client(
         proxies={} if local else None,  # a proxy set in the environment does not know this machine's loopback
     )
     return session.client("s3", endpoint_url=endpoint, config=config)
+
+
+@cache
+def _tables() -> Any:
+    """boto3's tables of services, read once a process: that takes ten times as long as all else a client needs."""
+    from botocore.loaders import create_loader
+
+    return create_loader()
 
 
 def transfer_config() -> "TransferConfig":

@@ -21,7 +21,6 @@ credentials, so its public bucket is public only to who holds them: to give data
 import fcntl
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import sysconfig
@@ -33,8 +32,8 @@ from pathlib import Path
 import psutil
 
 from storage.errors import NotFound, ObjectStoreError, ServiceError
+from storage.ports import LOOPBACK, free_port, is_free
 from storage.server_state import (
-    HOST,
     ServerAddress,
     ServerState,
     address_at,
@@ -141,7 +140,7 @@ def rclone_executable() -> Path:
 def _start(home: Path, last_port: int | None, keep: bool) -> ServerAddress:
     """Start a process on the last port, so that addresses stay, or on another when that is taken."""
     for wanted in (last_port, None, None):
-        port = wanted if wanted is not None and _is_free(wanted) else _free_port()
+        port = wanted if wanted is not None and is_free(wanted) else free_port()
         process = _spawn(home, port)
         write_state(home, ServerState(port, process.pid, keep))
         address = address_at(home, port)
@@ -162,7 +161,7 @@ def _spawn(home: Path, port: int) -> "subprocess.Popen[bytes]":
     log.parent.mkdir(parents=True, exist_ok=True)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RCLONE_")}
     environment["RCLONE_AUTH_KEY"] = '"{},{}"'.format(*credentials(home))  # on the command line all could read it
-    command = [str(rclone_executable()), "serve", "s3", "--addr", f"{HOST}:{port}", "--config", ""]
+    command = [str(rclone_executable()), "serve", "s3", "--addr", f"{LOOPBACK}:{port}", "--config", ""]
     command += ["--log-file", str(log), "--log-file-max-size", "10M", "--log-file-max-backups", "2", str(buckets(home))]
     with log.open("ab") as output:
         return subprocess.Popen(
@@ -264,19 +263,3 @@ def _log_tail(home: Path) -> str:
         return " | ".join(log_file(home).read_text(errors="replace").splitlines()[-3:]) or "(empty)"
     except OSError:
         return "(none)"
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((HOST, port))
-        except OSError:
-            return False
-        return True
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return int(probe.getsockname()[1])

@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING
 
 from storage.errors import ServiceError
 from storage.files import write_atomic
+from storage.ports import LOOPBACK
 
 if TYPE_CHECKING:
     from storage.objects import ObjectStore
-
-HOST = "127.0.0.1"
 
 
 @dataclass(frozen=True)
@@ -113,13 +112,13 @@ def read_state(home: Path) -> ServerState | None:
 
 def write_state(home: Path, state: ServerState) -> None:
     """Write server.json, whole or not at all."""
-    content = {"endpoint": f"http://{HOST}:{state.port}", "port": state.port, "pid": state.pid, "keep": state.keep}
+    content = {"endpoint": f"http://{LOOPBACK}:{state.port}", "port": state.port, "pid": state.pid, "keep": state.keep}
     write_atomic(folder(home) / "server.json", json.dumps(content).encode(), mode=0o600)
 
 
 def address_at(home: Path, port: int) -> ServerAddress:
     """The address of this home's server on that port."""
-    return ServerAddress(f"http://{HOST}:{port}", *credentials(home))
+    return ServerAddress(f"http://{LOOPBACK}:{port}", *credentials(home))
 
 
 @contextmanager

@@ -10,13 +10,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from storage.errors import CorruptManifest, NotFound, UsageError
 from storage.manifest import MANIFEST_NAME, Manifest, dump_manifest, parse_manifest
-from storage.names import check_dataset_name
+from storage.names import VERSION_PATTERN, check_dataset_name
 from storage.objects import ObjectInfo, ObjectStore
 from storage.shards import ShardInfo
 
-VERSION_PATTERN = r"[0-9a-f]{16}"
 README_NAME = "README.md"
 LICENSE_NAME = "LICENSE"
+CROISSANT_NAME = "croissant.json"
 PAYLOADS_NAME = "payloads.jsonl"
 """What travels beside the pixels of images, where anything does: whoever publishes and restores knows what it says."""
 

@@ -9,7 +9,7 @@ from uuid import uuid4
 import numpy as np
 import pytest
 
-from storage.errors import PublicationConflict
+from storage.errors import NotFound, PublicationConflict
 from storage.manifest import Manifest, shard_name, write_manifest
 from storage.objects import ObjectStore
 from storage.png import encode_png
@@ -56,6 +56,8 @@ class Careful(ObjectStore):
         with self.lock:
             there = self.head(key).etag if self.exists(key) else None
             time.sleep(0.01)
+            if if_match is not None and there is None:
+                raise NotFound("404")
             if (if_none_match and there is not None) or (if_match is not None and there != if_match):
                 raise PublicationConflict("412")
             return super().put_bytes(key, data, content_type=content_type)

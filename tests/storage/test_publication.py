@@ -19,7 +19,7 @@ from storage.errors import (
 from storage.guarantee import Guarantee
 from storage.manifest import verify_variant, write_manifest
 from storage.objects import ObjectStore
-from storage.publication import list_versions, publish, pull, read_version
+from storage.publication import About, list_versions, publish, pull, read_version
 from storage.server import ServerAddress
 from storage.versions import channel_key, shard_key, version_key
 from tests.services import Careful, make_variant
@@ -39,11 +39,15 @@ def variant(tmp_path: Path) -> Path:
     return tmp_path / "protected"
 
 
-def test_what_is_published_comes_back_byte_for_byte(store: ObjectStore, variant: Path, tmp_path: Path) -> None:
+def test_what_is_published_comes_back_byte_for_byte(
+    store: ObjectStore, promised: Guarantee, variant: Path, tmp_path: Path
+) -> None:
     told: list[tuple[str, int, int | None]] = []
-    version = publish(variant, store, "tiny", "Mine.", lambda *step: told.append(step), contact="owner@example.org")
+    version = publish(
+        variant, store, "tiny", "Mine.", lambda *step: told.append(step), about=About("owner@example.org")
+    )
     assert (version.shards_uploaded, version.shards_shared, version.samples) == (3, 0, 12)
-    assert version.guarantee is Guarantee.LAST_WRITER_WINS
+    assert version.guarantee is promised
     assert {what for what, _, _ in told} == {"check", "upload"}
     assert all(done <= (total or 0) for _, done, total in told)
     assert told[-1][1] == told[-1][2] == version.bytes
@@ -53,6 +57,7 @@ def test_what_is_published_comes_back_byte_for_byte(store: ObjectStore, variant:
     assert told[-1] == ("download", version.bytes, version.bytes)
     came = tree(tmp_path / "out" / "tiny")
     assert came.pop("LICENSE") == b"Mine.\n"
+    assert came.pop("croissant.json") == store.get_bytes(version_key("tiny", version.id, "croissant.json"))
     card = came.pop("README.md").decode()
     assert "12 images of 2 classes" in card
     assert "protected" in card
@@ -66,7 +71,7 @@ def test_the_bucket_holds_what_the_format_says_and_nothing_else(store: ObjectSto
     version = publish(variant, store, "tiny")
     manifest = verify_variant(variant)
     assert keys(store) == {shard_key("tiny", s) for s in manifest.shards} | {
-        f"tiny/versions/{version.id}/{name}" for name in ("manifest.json", "README.md", "LICENSE")
+        f"tiny/versions/{version.id}/{name}" for name in ("manifest.json", "README.md", "LICENSE", "croissant.json")
     } | {"tiny/channels/latest.json"}
     assert store.get_bytes(version_key("tiny", version.id)) == (variant / "manifest.json").read_bytes()
     assert json.loads(store.get_bytes(channel_key("tiny"))).keys() == {"version", "published"}
@@ -103,7 +108,14 @@ def test_payloads_are_written_before_the_manifest_and_told_of(store: ObjectStore
     seen = 0
     order = Order(store)
     version = publish(variant, order, "tiny", check=check, payloads=payloads, workers=1)
-    assert order.written[-5:] == ["payloads.jsonl", "LICENSE", "README.md", "manifest.json", "latest.json"]
+    assert order.written[-6:] == [
+        "payloads.jsonl",
+        "LICENSE",
+        "README.md",
+        "croissant.json",
+        "manifest.json",
+        "latest.json",
+    ]
     assert store.get_bytes(version_key("tiny", version.id, "payloads.jsonl")) == b"beside\n"
     assert b"`payloads.jsonl`" in store.get_bytes(version_key("tiny", version.id, "README.md"))
 
@@ -157,7 +169,9 @@ publish(Path(sys.argv[4]), store, "tiny", progress=progress, payloads=lambda: b"
 """
 
 
-@pytest.mark.parametrize("die_before", ["upload", "payloads.jsonl", "README.md", "manifest.json", "latest.json"])
+@pytest.mark.parametrize(
+    "die_before", ["upload", "payloads.jsonl", "README.md", "croissant.json", "manifest.json", "latest.json"]
+)
 def test_a_publisher_that_is_killed_leaves_no_half_version(
     object_server: ServerAddress, store: ObjectStore, variant: Path, tmp_path: Path, die_before: str
 ) -> None:
@@ -269,6 +283,21 @@ def test_a_channel_moved_meanwhile_is_a_conflict_that_says_what_stands(
     mine = publish(variant, store, "tiny")
     assert mine.shards_shared == 3
     assert read_version(store, "tiny")[0] == mine.id
+
+
+def test_a_channel_deleted_meanwhile_is_a_conflict_too(store: ObjectStore, variant: Path, tmp_path: Path) -> None:
+    careful = Careful(store)
+    publish(variant, careful, "tiny")
+    make_variant(tmp_path / "more", shards=4)
+
+    def someone_deletes(what: str, done: int, total: int | None) -> None:
+        if what == "upload" and done == total:
+            store.delete(channel_key("tiny"))
+
+    with pytest.raises(PublicationConflict, match="made nothing the latest"):
+        publish(tmp_path / "more", careful, "tiny", progress=someone_deletes)
+    publish(tmp_path / "more", careful, "tiny")
+    assert len(list_versions(store, "tiny")) == 2
 
 
 def test_with_conditional_puts_the_guarantee_is_atomic(store: ObjectStore, variant: Path, tmp_path: Path) -> None:

@@ -1,0 +1,49 @@
+"""`python -m tests.run`: the whole test suite, in a process more than there are cores; what `make test` calls.
+
+One more, because tests that drive servers and other processes wait much of their time.
+
+The exit code is pytest's, with one exception: where nothing failed but tests of the folders TOGETHER, which drive real
+processes and a browser, the files that hold those run once more, alone and with everything started anew, and that run
+decides. Both are shown whole, and the last line says that there was a second one.
+"""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+PROCESSES = str(min(8, CORES + 1))
+
+
+class Failures:
+    """Which files had a test that failed, or could not be collected."""
+
+    def __init__(self) -> None:
+        self.files: set[str] = set()
+
+    def note(self, report: pytest.TestReport | pytest.CollectReport) -> None:
+        if report.failed:
+            self.files.add(report.nodeid.partition("::")[0])
+
+    pytest_runtest_logreport = note
+    pytest_collectreport = note
+
+
+def main(arguments: list[str]) -> int:
+    failures = Failures()
+    code = int(pytest.main(["--numprocesses", PROCESSES, "--maxprocesses", PROCESSES, *arguments], plugins=[failures]))
+    from tests.scheduling import TOGETHER  # imports xdist, which must be loaded by pytest first
+
+    again = sorted(failures.files)
+    if code != pytest.ExitCode.TESTS_FAILED or not all(file.startswith(TOGETHER) for file in again):
+        return code
+    print(f"\nNothing else failed: once more, alone and started anew: {' '.join(again)}\n", flush=True)
+    second = subprocess.run([sys.executable, "-m", "pytest", *again], check=False).returncode
+    print(f"\nFailed at first, {'and again' if second else 'passed the second time'}: {' '.join(again)}", flush=True)
+    return second
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
