@@ -1,10 +1,13 @@
-"""The digest that DVC gives to a folder, so that MLflow and DVC call the same data by the same name."""
+"""Digests of folders, as DVC has them, so that MLflow and DVC call the same data by the same name; and of code."""
 
 import hashlib
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 from storage.errors import DatasetError
+
+_PROJECT = Path(__file__).resolve().parent.parent
 
 
 def dvc_digest(folder: Path) -> str:
@@ -25,3 +28,16 @@ def dvc_digest(folder: Path) -> str:
 def _md5(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+
+
+def code_digest(*paths: str) -> str:
+    """SHA-256 over the Python files at or below these paths of the project: whoever changes them starts afresh."""
+    digest = hashlib.sha256()
+    for path in _sources(paths):
+        digest.update(f"{path.relative_to(_PROJECT)}\0".encode() + path.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+def _sources(paths: Iterable[str]) -> list[Path]:
+    found = [_PROJECT / path for path in paths]
+    return sorted({file for path in found for file in (path.rglob("*.py") if path.is_dir() else [path])})

@@ -1,4 +1,7 @@
-"""From a data set to its two clean variants: the training split, which is protected later, and the test split."""
+"""From a data set to its two clean variants: the training split, which is protected later, and the test split.
+
+A source that grows keeps a ledger (tasks/ledger.py): what came in since the last time goes into new shards.
+"""
 
 import time
 from collections.abc import Iterator, Mapping
@@ -15,7 +18,16 @@ from storage.png import encode_png
 from storage.settings import settings
 from storage.shards import Sample, write_shard
 from tasks.datasets import get
-from tasks.datasets.source import Place, Split, check_parameters, choose
+from tasks.datasets.source import (
+    CommonParameters,
+    GrowingModule,
+    Place,
+    Source,
+    Split,
+    check_parameters,
+    choose,
+)
+from tasks.ledger import Ledger, assign, read_ledger, write_ledger
 
 _SHOWN = 10
 
@@ -51,6 +63,7 @@ def download_dataset(
     mirror: Path | None,
     progress: Progress | None = None,
     dataset: str | None = None,
+    ledger: Path | None = None,
 ) -> DownloadReport:
     """Build both variants of a data set; each folder appears whole, or what was there stays.
 
@@ -62,6 +75,7 @@ def download_dataset(
         mirror: folder with data sets already downloaded, or None; without it downloads are kept below HOME/downloads.
         progress: told the file or the split, how much is done, and of how much.
         dataset: the name the manifests carry, when it is not `name` (a folder of one's own has one).
+        ledger: the file that a growing source's ledger is read from and written to; None: all begins anew.
 
     Raises:
         NotFound: no data set of this name.
@@ -70,36 +84,71 @@ def download_dataset(
         UnsupportedImage: images can not be used; the first ten are named with the reason.
         DownloadError: the official address could not be read.
         UsageError: an output folder holds something else than a variant.
+        DatasetError: the ledger is damaged.
     """
     start = time.monotonic()
     module = get(name)
     parameters = check_parameters(module.Parameters, params, name)
     place = Place(mirror, settings().home_path("downloads"), progress)
+    before = read_ledger(ledger) if ledger else None
+    looks = fingerprint(name, params)  # before it is read: what changes meanwhile is seen the next time
     with (
         replace_directory(out_clean, MANIFEST_NAME) as clean,
         replace_directory(out_test, MANIFEST_NAME) as test,
         module.open_source(parameters, place) as source,
     ):
+        if before is not None and not before.continues(name, parameters.shard_size, source.classes):
+            before = None
         problems: list[str] = []
         built = {}
+        plan = _plan(source, parameters, name, before)
         for split, folder in (("train", clean), ("test", test)):
             writer = _Writer(source.splits[split], split, problems, progress)
-            indices = choose(source.splits[split].labels, parameters.limit(split))
-            manifest = writer.write(folder, dataset or name, source.classes, indices, parameters.shard_size)
-            built[split] = manifest
+            built[split] = writer.write(folder, dataset or name, source.classes, plan)
         if problems:
             raise _refused(problems)
         report = DownloadReport(
             dataset=dataset or name,
             origin=source.origin,
-            classes=source.classes,
+            classes=plan.classes,
             train_images=built["train"].samples,
             test_images=built["test"].samples,
             train_bytes=sum(shard.bytes for shard in built["train"].shards),
             test_bytes=sum(shard.bytes for shard in built["test"].shards),
             seconds=time.monotonic() - start,
         )
+    if ledger is not None:
+        empty = Ledger(source=name, shard_size=parameters.shard_size)  # of what never grows nothing is to be known
+        write_ledger(ledger, plan.model_copy(update={"fingerprint": looks}) if looks is not None else empty)
     return report
+
+
+def fingerprint(name: str, params: Mapping[str, Any]) -> str | None:
+    """What a source that grows looks like now (`GrowingModule.fingerprint`); None: it never grows.
+
+    Raises:
+        NotFound, ParameterError, DatasetError: as `download_dataset`.
+    """
+    module = get(name)
+    parameters = check_parameters(module.Parameters, params, name)
+    return module.fingerprint(parameters) if isinstance(module, GrowingModule) else None
+
+
+def _plan(source: Source, parameters: CommonParameters, name: str, before: Ledger | None) -> Ledger:
+    """What goes where; images of a source that never grows are called by their number."""
+    splits = {}
+    for split, content in source.splits.items():
+        names = _names(content)
+        chosen = choose(content.labels, parameters.limit(split))
+        known = before.splits.get(split) if before and content.names is not None else None
+        splits[split] = assign(known, names, chosen, parameters.shard_size)
+    old = before.classes if before else []
+    classes = old + [known for known in source.classes if known not in set(old)]
+    return Ledger(source=name, shard_size=parameters.shard_size, classes=classes, splits=splits)
+
+
+def _names(split: Split) -> list[str]:
+    return split.names if split.names is not None else [str(index) for index in range(len(split.labels))]
 
 
 @dataclass(frozen=True)
@@ -111,26 +160,31 @@ class _Writer:
     problems: list[str]
     progress: Progress | None
 
-    def write(self, folder: Path, dataset: str, classes: list[str], indices: list[int], shard_size: int) -> Manifest:
-        manifest = _empty_manifest(dataset, self.split, classes)
-        shards = []
-        for number, first in enumerate(range(0, len(indices), shard_size)):
-            part = indices[first : first + shard_size]
-            shards.append(write_shard(folder / shard_name(self.split, number), self._samples(part)))
+    def write(self, folder: Path, dataset: str, classes: list[str], plan: Ledger) -> Manifest:
+        manifest = _empty_manifest(dataset, self.split, plan.classes)
+        places = {name: index for index, name in enumerate(_names(self.source))}
+        labels = [plan.classes.index(name) for name in classes]
+        wanted = plan.splits[self.split].shards
+        shards, done, total = [], 0, sum(len(shard.images) for shard in wanted)
+        for shard in wanted:
+            part = [(key, places[name]) for key, name in shard.images]
+            shards.append(write_shard(folder / shard_name(self.split, shard.number), self._samples(part, labels)))
+            done += len(part)
             if self.progress is not None:
-                self.progress(self.split, first + len(part), len(indices))
+                self.progress(self.split, done, total)
         manifest = manifest.model_copy(update={"shards": shards})
         write_manifest(folder, manifest)
         return manifest
 
-    def _samples(self, indices: list[int]) -> Iterator[Sample]:
-        for index in indices:
+    def _samples(self, images: list[tuple[int, int]], labels: list[int]) -> Iterator[Sample]:
+        """The images of (key, index in the source); `labels` gives a label of the source its number in the variant."""
+        for key, index in images:
             try:
                 png = encode_png(self.source.read(index))
             except UnsupportedImage as error:
                 self.problems.append(error.what.rstrip("."))
                 continue
-            yield Sample(f"{index:09d}", png, self.source.labels[index])
+            yield Sample(f"{key:09d}", png, labels[self.source.labels[index]])
 
 
 def _empty_manifest(dataset: str, split: str, classes: list[str]) -> Manifest:

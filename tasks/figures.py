@@ -1,88 +1,21 @@
 """The report's charts, as SVG that lies inside the page.
 
-Text and lines take the page's own colours (`var(--ink)` ...), so one chart serves light, dark and printed pages. Inputs
-are the rows of `plots/*.csv` (see `tasks.evaluate`). Series keep their colour throughout the report.
+Inputs are the rows of `plots/*.csv` (see `tasks.evaluate`). Series keep their colour throughout the report.
 """
 
-import io
-import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tasks.charts import INK, SERIES, inline_svg, panels
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 Row = Mapping[str, str]
-
-# Okabe and Ito's palette, told apart by colour-blind readers; at least 3:1 against the page, light and dark.
-SERIES = {"clean": "#2f86c5", "protected": "#d9601a", "recovered": "#12946b"}
-# Colours that stand for the page's: replaced in the finished SVG, and used for nothing else.
-_INK, _FAINT = "#010203", "#040506"
-_PAGE_COLOURS = {_INK: "var(--ink)", _FAINT: "var(--rule)"}
-
-_STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",
-    "font.family": "sans-serif",
-    "font.size": 10,
-    "text.color": _INK,
-    "text.parse_math": False,  # a class may be called $x$
-    "axes.edgecolor": _FAINT,
-    "axes.labelcolor": _INK,
-    "axes.titlesize": 10.5,
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": _FAINT,
-    "grid.linewidth": 0.6,
-    "xtick.color": _FAINT,
-    "ytick.color": _FAINT,
-    "xtick.labelcolor": _INK,
-    "ytick.labelcolor": _INK,
-    "legend.frameon": False,
-    "figure.facecolor": "none",
-    "axes.facecolor": "none",
-    "savefig.facecolor": "none",
-}
-
-
-@contextmanager
-def _panels(columns: int, width: float, height: float, name: str) -> Iterator[tuple["Figure", list["Axes"]]]:
-    # Built without pyplot: no display, and no list of open figures that grows.
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
-    with rc_context({**_STYLE, "svg.hashsalt": name}):
-        figure = Figure(figsize=(width, height), layout="constrained")
-        axes = figure.subplots(1, columns, squeeze=False)[0]
-        yield figure, list(axes)
-
-
-def _svg(figure: "Figure", label: str) -> str:
-    """The figure as an SVG element without an address in it; `label` is read out by screen readers."""
-    from html import escape
-
-    out = io.StringIO()
-    figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
-    text = out.getvalue()
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    text = re.sub(r'<g id="[^"]*"', "<g", text)  # several charts on a page would repeat matplotlib's names
-    text = re.sub(r'font: (?:\w+ )*([\d.]+)px [^;"]*', r"font-size: \1px", text)  # the page's font, not one of ours
-    for colour, variable in _PAGE_COLOURS.items():
-        text = text.replace(colour, variable)
-    head = text[: text.index(">")]
-    view = re.search(r'viewBox="[^"]*"', head)
-    opening = f'<svg {view.group(0) if view else ""} role="img" aria-label="{escape(label)}">'
-    return opening + text[len(head) + 1 :]
-
 
 # --- curves ----------------------------------------------------------------------------------------------------------
 
@@ -91,7 +24,7 @@ def curves(rows: Sequence[Row]) -> str:
     """Test and training accuracy by epoch: a thin line a seed, a thick one the mean over seeds."""
     from matplotlib.ticker import MaxNLocator
 
-    with _panels(2, 9.2, 3.1, "curves") as (figure, axes):
+    with panels(2, 9.2, 3.1, "curves") as (figure, axes):
         for axis, column, title in zip(
             axes, ("test_accuracy", "train_accuracy"), ("Test accuracy (%)", "Training accuracy (%)"), strict=True
         ):
@@ -103,7 +36,7 @@ def curves(rows: Sequence[Row]) -> str:
             axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         handles, labels = axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=3)
-        return _svg(figure, "Test and training accuracy by epoch for the clean, protected and recovered variant")
+        return inline_svg(figure, "Test and training accuracy by epoch for the clean, protected and recovered variant")
 
 
 def _by_variant(rows: Sequence[Row], column: str) -> dict[str, dict[str, list[tuple[int, float]]]]:
@@ -142,14 +75,14 @@ def confusion_matrix(rows: Iterable[Row], classes: Sequence[str]) -> NDArray[np.
 
 def confusions(matrices: Mapping[str, NDArray[np.float64]], classes: Sequence[str]) -> str:
     """One matrix a variant, cells the deeper the larger the share; the shares are written in where they fit."""
-    with _panels(len(matrices), 3.55 * len(matrices), 3.75, "confusion") as (figure, axes):
+    with panels(len(matrices), 3.55 * len(matrices), 3.75, "confusion") as (figure, axes):
         for number, (axis, (variant, matrix)) in enumerate(zip(axes, matrices.items(), strict=True)):
             _matrix(axis, matrix, SERIES[variant])
             axis.set_title(variant)
             axis.set_xlabel("predicted")
             _class_ticks(axis, classes, rows_too=number == 0)
         axes[0].set_ylabel("actual")
-        return _svg(figure, "Confusion matrices of the models, a row an actual class")
+        return inline_svg(figure, "Confusion matrices of the models, a row an actual class")
 
 
 def _matrix(axis: "Axes", matrix: NDArray[np.float64], colour: str) -> None:
@@ -185,7 +118,7 @@ def _class_ticks(axis: "Axes", classes: Sequence[str], rows_too: bool) -> None:
 
 def quality_histograms(rows: Sequence[Row]) -> str:
     """PSNR and SSIM of the sampled images against the clean ones."""
-    with _panels(2, 9.2, 2.7, "quality") as (figure, axes):
+    with panels(2, 9.2, 2.7, "quality") as (figure, axes):
         for axis, column, title in zip(axes, ("psnr", "ssim"), ("PSNR (dB)", "SSIM"), strict=True):
             values = {
                 variant: [float(row[column]) for row in rows if row["variant"] == variant and row[column]]
@@ -199,7 +132,7 @@ def quality_histograms(rows: Sequence[Row]) -> str:
             axis.grid(axis="x", visible=False)
         handles, labels = axes[1].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=2)
-        return _svg(figure, "Histograms of PSNR and SSIM of protected and recovered images")
+        return inline_svg(figure, "Histograms of PSNR and SSIM of protected and recovered images")
 
 
 def _bins(series: Iterable[Sequence[float]]) -> list[float]:
@@ -212,7 +145,7 @@ def error_bars(rows: Sequence[Row], bound: int | None) -> str:
     """Samples by absolute error, as shares on a logarithmic axis: recovered (with the bound) and protected."""
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-    with _panels(2, 9.2, 2.7, "errors") as (figure, axes):
+    with panels(2, 9.2, 2.7, "errors") as (figure, axes):
         for axis, variant in zip(axes, ("recovered", "protected"), strict=True):
             shares = [(int(row["error"]), float(row[variant])) for row in rows]
             points = [(error, share) for error, share in shares if share > 0]
@@ -225,7 +158,7 @@ def error_bars(rows: Sequence[Row], bound: int | None) -> str:
             axis.grid(axis="x", visible=False)
             if variant == "recovered":
                 _bound(axis, bound, points[-1][0] if points else 0)
-        return _svg(figure, "Absolute errors of samples against the clean images")
+        return inline_svg(figure, "Absolute errors of samples against the clean images")
 
 
 def _percent(share: float) -> str:
@@ -236,13 +169,13 @@ def _bound(axis: "Axes", bound: int | None, largest: int) -> None:
     edge = max(largest, bound or 0)
     axis.set_xlim(-0.7, edge + 1.7)
     if bound is not None:
-        axis.axvline(bound + 0.5, color=_INK, linewidth=1, linestyle=":")
+        axis.axvline(bound + 0.5, color=INK, linewidth=1, linestyle=":")
         axis.text(bound + 0.58, 0.92, f"bound: {bound}", transform=axis.get_xaxis_transform(), va="top")
 
 
 def payload_bars(rows: Sequence[Row], capacity: float | None) -> str:
     """Images by the size of their payload, beside the capacity."""
-    with _panels(1, 9.2, 2.4, "payload") as (figure, axes):
+    with panels(1, 9.2, 2.4, "payload") as (figure, axes):
         edges = [(float(row["from_bytes"]), float(row["to_bytes"]), int(row["images"])) for row in rows]
         axes[0].bar(
             [low for low, _, _ in edges],
@@ -255,7 +188,7 @@ def payload_bars(rows: Sequence[Row], capacity: float | None) -> str:
         axes[0].set_ylabel("images")
         axes[0].grid(axis="x", visible=False)
         if capacity is not None:
-            axes[0].axvline(capacity, color=_INK, linewidth=1, linestyle=":")
+            axes[0].axvline(capacity, color=INK, linewidth=1, linestyle=":")
             axes[0].annotate(
                 f"capacity: {capacity:,.0f} ",
                 (capacity, 0.95),
@@ -263,4 +196,4 @@ def payload_bars(rows: Sequence[Row], capacity: float | None) -> str:
                 ha="right",
                 va="top",
             )
-        return _svg(figure, "Histogram of payload sizes and the capacity of an image")
+        return inline_svg(figure, "Histogram of payload sizes and the capacity of an image")

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from storage.errors import ParameterError
 from storage.names import check_dataset_name
+from tasks.evidence.presets import EvidenceParams, PresetParams
 
 PARAMS_FILE = Path("params.yaml")
 
@@ -44,6 +45,7 @@ class SurrogateParams(_Section):
     batch_size: int | None = Field(ge=1, le=100_000)
     seed: int = Field(ge=0)
     image_size: int | None = Field(ge=16, le=4096, description="images are scaled to it; null: they have one size")
+    keep: bool = Field(description="keep the trained one when images only came in: shards of before stay as they are")
 
 
 class PerturbationParams(_Section):
@@ -141,9 +143,10 @@ class Params(_Section):
     protect: ProtectParams
     train: TrainParams
     evaluate: EvaluateParams
+    evidence: EvidenceParams
 
 
-SECTIONS = ("download", "surrogate", "protect", "train", "evaluate")
+SECTIONS = ("download", "surrogate", "protect", "train", "evaluate", "evidence")
 
 
 def load_params(dataset: str, path: Path = PARAMS_FILE) -> Params:
@@ -160,6 +163,18 @@ def load_params(dataset: str, path: Path = PARAMS_FILE) -> Params:
         return Params.model_validate({"dataset": dataset, **merged})
     except ValidationError as error:
         raise _explained(error, dataset, path) from error
+
+
+def preset_named(params: Params, name: str) -> PresetParams:
+    """A preset of the section `evidence`.
+
+    Raises:
+        ParameterError: there is none of this name.
+    """
+    presets = params.evidence.presets
+    if name not in presets:
+        raise ParameterError(f"The preset {name!r} is unknown.", f"Choose one of {', '.join(presets)}.")
+    return presets[name]
 
 
 def known_datasets(path: Path = PARAMS_FILE) -> list[str]:

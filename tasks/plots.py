@@ -13,13 +13,13 @@ rungs.csv               rung, images: which step of the ladder of fallbacks was 
 """
 
 import csv
-import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 
 from storage.errors import DatasetError
+from storage.files import csv_bytes
 from tasks.fidelity import COMPARED, Comparison, Pairs
 from tasks.metrics import VARIANTS, Histogram, ProtectMetrics, TrainMetrics
 
@@ -130,9 +130,5 @@ def _read_csv(path: Path, needed: Sequence[str]) -> list[dict[str, str]]:
     return rows
 
 
-def _write_csv(path: Path, header: list[str], rows: Iterable[Iterable[object]]) -> None:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
-    path.write_text(text.getvalue(), encoding="utf-8")
+def _write_csv(path: Path, header: list[str], rows: Iterable[Sequence[object]]) -> None:
+    path.write_bytes(csv_bytes(header, rows))

@@ -8,7 +8,7 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -20,10 +20,11 @@ from numpy.typing import NDArray
 
 from storage.errors import DatasetError
 from storage.files import open_atomic
-from storage.manifest import read_manifest
+from storage.manifest import Manifest, read_manifest
 from storage.png import decode_png, encode_png
 from storage.shards import Sample, read_shard, write_shard
 from tasks.batches import by_shape
+from tasks.growth import basis_of
 from tasks.method.exact import SIGNS, ExactParameters, ExactProfile
 from tasks.method.paper import PaperParameters, PaperProfile
 from tasks.method.perturbation import Features, FeatureSpacePerturbation, FspParameters, Perturbation, build_library
@@ -80,6 +81,14 @@ class ExactMethod:
 
 Method = PaperMethod | ExactMethod
 """A profile with its perturbation, as section `protect` of params.yaml names it."""
+
+
+def method_named(section: Mapping[str, Any]) -> Method:
+    """The method that section `protect` names. Raises ParameterError when values do not fit together."""
+    own = section[section["profile"]]
+    if section["profile"] == "paper":
+        return PaperMethod(own["layer"], FspParameters(**own["perturbation"]), PaperParameters(**own["transform"]))
+    return ExactMethod(own["layer"], SignParameters(**own["perturbation"]), ExactParameters(**own["set"]))
 
 
 @dataclass(frozen=True)
@@ -154,24 +163,38 @@ def one_thread() -> None:
 def prepare_library(clean: Path, surrogate: Path, out: Path, method: Method, device: str = "cpu") -> Path:
     """Write the activations of the target images, float32 [classes, library, d], to `out` (.npy).
 
-    The targets are the first images of each class in the order of the variant.
+    The targets are the first images of each class, in the order of the variant; in one that grew since the surrogate
+    was trained, of those images and classes that it was trained on, so that what came in changes no target.
 
     Raises:
         DatasetError: a sample has no label.
         ParameterError: a class has no image.
     """
+    return make_library(read_manifest(clean), lambda name: read_shard(clean / name), surrogate, out, method, device)
+
+
+def make_library(
+    manifest: Manifest,
+    read: Callable[[str], list[Sample]],
+    surrogate: Path,
+    out: Path,
+    method: Method,
+    device: str = "cpu",
+) -> Path:
+    """`prepare_library` of a variant wherever it lies; `read` gives the samples of a shard by its name.
+
+    Shards are read one after the other, no more of them than are needed.
+    """
     one_thread()
-    manifest = read_manifest(clean)
     wanted = method.perturbation.library
-    images: dict[int, list[NDArray[np.uint8]]] = {c: [] for c in range(len(manifest.classes))}
-    for shard in manifest.shards:
+    basis = basis_of(manifest, surrogate)
+    images: dict[int, list[NDArray[np.uint8]]] = {c: [] for c in range(basis.classes)}
+    for name in basis.shards:
         if all(len(rows) >= wanted for rows in images.values()):
             break
-        for sample in read_shard(clean / shard.name):
+        for sample in read(name):
             if sample.label is None or sample.label not in images:
-                raise DatasetError(
-                    f"{shard.name}: {sample.key} has no label of this data set.", "Build the variant again."
-                )
+                raise DatasetError(f"{name}: {sample.key} has no label of this data set.", "Build the variant again.")
             if len(images[sample.label]) < wanted:
                 images[sample.label].append(decode_png(sample.png, sample.key))
     features = surrogate_features(surrogate, method.layer, device)
@@ -181,8 +204,12 @@ def prepare_library(clean: Path, surrogate: Path, out: Path, method: Method, dev
     return out
 
 
-def protect_shard(source: Path, target: Path, job: ProtectJob, key: DataKey) -> ShardReport:
+def protect_shard(
+    source: Path, target: Path, job: ProtectJob, key: DataKey, remove_source: bool = False
+) -> ShardReport:
     """Protect one shard; keys, labels and order are kept, images that nothing fitted are left out and reported.
+
+    `remove_source`: the source is a copy, and removed as soon as it is read.
 
     Raises:
         CorruptShard, UnsupportedImage: the source can not be read.
@@ -191,18 +218,22 @@ def protect_shard(source: Path, target: Path, job: ProtectJob, key: DataKey) -> 
     report = ShardReport(target.name)
     with report.timed("read"):
         samples = read_shard(source)
+        if remove_source:
+            source.unlink()
     with report.timed("decode"):
         images = [decode_png(s.png, s.key) for s in samples]
     report.images = len(samples)
     features = surrogate_features(job.surrogate, job.method.layer, job.device)
-    perturbation = job.method.perturber(features, np.load(job.library), key, job.device)
+    library = np.load(job.library)
+    perturbation = job.method.perturber(features, library, key, job.device)
     pngs: dict[int, bytes] = {}
     for group in by_shape(images):
         chosen = [samples[i] for i in group]
         ids = [key.image_id(job.split, s.key) for s in chosen]
         clean = np.stack([images[i] for i in group])
         with report.timed("perturb"):
-            labels = np.array([s.label for s in chosen], np.int64)
+            # A class that came in later takes the target and the texture of an old one (tasks/growth.py).
+            labels = np.array([s.label for s in chosen], np.int64) % len(library)
             perturbed = perturbation.perturb(clean, labels, [key.image_seed(i) for i in ids])
         protected = _hide(job.method.profile, clean, perturbed, chosen, ids, key, report)
         with report.timed("encode"):

@@ -7,18 +7,21 @@ from storage.errors import PayloadMissing
 from storage.files import Progress
 from storage.objects import ObjectStore
 from storage.png import read_payload
-from storage.publication import PublishedVersion, publish
+from storage.publication import About, PublishedVersion, publish
 from tasks.method.known import profile_of
 from tasks.payloads import dump_payloads
 from tasks.restore import read_header
 
 
 class Inspection:
-    """Looks at every image of a variant, from several threads, and keeps the payloads that travel beside the pixels."""
+    """Looks at every image of a variant, from several threads, and keeps the payloads that travel beside the pixels.
+
+    `found` are those payloads, each with the id of its image.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._found: set[tuple[bytes, bytes]] = set()
+        self.found: set[tuple[bytes, bytes]] = set()
 
     def check(self, png: bytes) -> None:
         """Raise unless a PNG carries a protection header, and its payload where that does not travel in the pixels.
@@ -39,11 +42,11 @@ class Inspection:
                 f"the PNG holds one of {len(payload)}."
             )
         with self._lock:
-            self._found.add((header.image_id, payload))
+            self.found.add((header.image_id, payload))
 
     def payloads(self) -> bytes:
         """Content of payloads.jsonl, whatever the order of the checks; empty when everything travels in the pixels."""
-        return dump_payloads(self._found)
+        return dump_payloads(self.found)
 
 
 def publish_variant(
@@ -53,7 +56,7 @@ def publish_variant(
     terms: str | None = None,
     progress: Progress | None = None,
     *,
-    contact: str | None = None,
+    about: About | None = None,
     workers: int = 4,
 ) -> PublishedVersion:
     """`storage.publication.publish`, with an `Inspection` of every image.
@@ -72,6 +75,6 @@ def publish_variant(
         progress,
         check=seen.check,
         payloads=seen.payloads,
-        contact=contact,
+        about=about,
         workers=workers,
     )

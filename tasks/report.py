@@ -4,7 +4,6 @@ The page takes its figures from `metrics/evaluation.json` and `plots/` (see `tas
 itself. It refers to nothing outside itself, follows the reader's light or dark setting, and prints.
 """
 
-import base64
 import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,9 +13,11 @@ from storage.errors import DatasetError
 from storage.files import write_atomic
 from storage.manifest import read_manifest
 from tasks import figures
+from tasks.charts import SERIES
 from tasks.grids import DIFFERENCE_GAIN
 from tasks.machine import describe_machine, package_versions
 from tasks.metrics import VARIANTS, Evaluation, Stat, VariantAccuracy, read_evaluation
+from tasks.page import data_uri, render
 from tasks.published import PUBLISHED, differences, is_scaled
 from tasks.verdict import percent, verdict
 
@@ -51,9 +52,9 @@ def write_report(dataset_dir: Path, parameters: Mapping[str, Any], out: Path | N
         raise DatasetError(f"{grid} is missing.", "Run the evaluation again: dvc repro.")
     context = _context(evaluation, parameters)
     context["figures"] = _figures(evaluation, plots, classes)
-    context["images"] = "data:image/png;base64," + base64.b64encode(grid.read_bytes()).decode("ascii")
+    context["images"] = data_uri(grid)
     page = dataset_dir / "report.html" if out is None else out
-    write_atomic(page, _render(context).encode("utf-8"))
+    write_atomic(page, render("report.html.j2", context))
     return page
 
 
@@ -63,15 +64,6 @@ def _rows(path: Path) -> Rows:
             return list(csv.DictReader(file))
     except FileNotFoundError as error:
         raise DatasetError(f"{path} is missing.", "Run the evaluation again: dvc repro.") from error
-
-
-def _render(context: Mapping[str, Any]) -> str:
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("tasks"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.get_template("report.html.j2").render(context)
 
 
 def _figures(evaluation: Evaluation, plots: Mapping[str, Rows], classes: Sequence[str]) -> dict[str, Any]:
@@ -99,7 +91,7 @@ def _context(evaluation: Evaluation, parameters: Mapping[str, Any]) -> dict[str,
     seeds = e.accuracy["clean"].seeds
     return {
         "dataset": e.dataset,
-        "series": figures.SERIES,
+        "colours": SERIES,
         "subtitle": f"{e.counts.clean:,} images of {e.classes} classes, split “{e.split}”, "
         f"{e.counts.protected:,} protected, {e.counts.recovered:,} recovered. Test accuracy on {e.setting.n_test:,} "
         "clean images:",

@@ -2,8 +2,11 @@
 
     requests/ID/input-000000.tar ...   what was handed in: shards whose sample keys are numbers, 00000000, 00000001 ...
     requests/ID/input.json             `RequestIndex`: which number is which file, and what was refused on the way in
-    requests/ID/result-000000.tar ...  what was restored: the same numbers, result N from input N
-    requests/ID/report.json            `RequestReport`: digests of the results, and why what is missing is missing
+    requests/ID/attempt-1/result-000000.tar ...   what was restored: the same numbers, result N from input N
+    requests/ID/attempt-1/report.json             `RequestReport`: digests of the results, and why what is missing is
+
+Each attempt at a request writes below a folder of its own, so one that was thought dead and goes on overwrites nothing
+of its successor's. The report says which attempt each result is of; the registry says which report counts.
 
 Names that a requester chose never become object keys, tar members or paths on the way: only numbers travel, and the
 index turns them back into names when the results are written, after checking every name again.
@@ -16,13 +19,13 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from storage.errors import CorruptManifest
-from storage.names import DATASET_PATTERN
+from storage.names import DATASET_PATTERN, VERSION_PATTERN
 from storage.shards import ShardInfo
-from storage.versions import VERSION_PATTERN
 
 INDEX_NAME = "input.json"
 REPORT_NAME = "report.json"
 REFUSED_NAME = "refused.csv"
+UPLOADS_ROOT = "uploads"
 RESERVED = (REPORT_NAME, REFUSED_NAME, "manifest.json")
 """Files that the results' folder holds itself."""
 
@@ -163,8 +166,8 @@ class RequestIndex(_Model):
 class RequestReport(_Model):
     """`report.json`: what became of a request.
 
-    In the bucket `refused` names sample keys, and `results` are the result shards. The requester's copy names files
-    instead, and counts what was refused on the way in too.
+    In the bucket `refused` names sample keys, `results` are the result shards, and `attempts` say which attempt put
+    each. The requester's copy names files instead, and counts what was refused on the way in too.
     """
 
     format: Literal["dmcp-report/1"] = "dmcp-report/1"
@@ -172,6 +175,7 @@ class RequestReport(_Model):
     images: int
     restored: int
     results: list[ShardInfo] = []
+    attempts: dict[str, int] = {}
     refused: list[RefusedFile]
 
     @model_validator(mode="after")
@@ -191,9 +195,30 @@ def result_name(number: int) -> str:
     return f"result-{number:06d}.tar"
 
 
+def upload_key(user_id: int, upload_id: str) -> str:
+    """Object key of an upload to a presigned address. The user's id is part of it: nobody can name another's."""
+    return f"{UPLOADS_ROOT}/{user_id}/{upload_id}"
+
+
 def request_key(request_id: str, name: str) -> str:
     """Object key, in the private bucket, of one of a request's files."""
     return f"requests/{request_id}/{name}"
+
+
+def attempt_key(request_id: str, name: str, attempt: int) -> str:
+    """Object key of what an attempt at a request wrote; attempt 0: before attempts had folders of their own."""
+    return request_key(request_id, f"attempt-{attempt}/{name}" if attempt else name)
+
+
+def result_key(report: RequestReport, info: ShardInfo) -> str:
+    """Object key of one of a report's results."""
+    return attempt_key(report.request_id, info.name, report.attempts.get(info.name, 0))
+
+
+def attempt_of(key: str) -> int:
+    """The attempt that wrote the object of this key; 0: none in particular."""
+    found = re.fullmatch(r"requests/[^/]+/attempt-([0-9]{1,9})/[^/]+", key)
+    return int(found[1]) if found else 0
 
 
 def parse_index(data: bytes) -> RequestIndex:

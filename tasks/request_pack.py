@@ -1,31 +1,32 @@
 """Packing what a requester hands in into numbered shards for the way, with an index of the names."""
 
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from storage.errors import CorruptManifest, InputError
+from storage.errors import CorruptManifest, InputError, TooLarge
 from storage.files import Progress, write_atomic
-from storage.manifest import MANIFEST_NAME, read_manifest
+from storage.manifest import MANIFEST_NAME, Manifest, parse_manifest
+from storage.objects import MAX_IN_MEMORY
 from storage.shards import Sample, ShardInfo, write_shard
-from tasks.request_index import INDEX_NAME, InputShard, RefusedFile, RequestIndex, VariantHead, input_name
-from tasks.request_sources import (
-    Budget,
-    Found,
-    Item,
-    Limits,
-    Listing,
-    list_folder,
-    list_tar,
-    read_folder,
-    read_shard_members,
-    read_tar,
-    read_zip,
-    refuse,
+from tasks.request_containers import Listing, Member, list_tar, read_shard_members, read_tar, read_zip
+from tasks.request_index import (
+    INDEX_NAME,
+    InputShard,
+    RefusedFile,
+    RequestIndex,
+    VariantHead,
+    input_name,
+    name_fault,
 )
+from tasks.request_sources import Budget, Found, Item, Limits, list_folder, read_file, read_folder, refuse
 
 SHARD_BYTES = 512 << 20
 """An input shard of loose files is closed when it holds this much, or `shard_size` images."""
+
+LARGEST_SHARD = 2 << 30
+"""Shards are handed in as they are and held in memory when they are restored: not if they are larger than this."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ def pack_source(
     shard_size: int = 1000,
     limits: Limits | None = None,
     progress: Progress | None = None,
+    shown: str | None = None,
 ) -> PackedSource:
     """Pack a folder of PNGs, a folder of shards, a tar or a zip into `work`: `input-000000.tar` ... and `input.json`.
 
@@ -65,21 +67,26 @@ def pack_source(
         shard_size: images in an input shard of loose files.
         limits: what is taken at most.
         progress: told the shard's name and the images packed so far.
+        shown: what the requester calls the source, where its path on this machine says nothing to them.
 
     Raises:
         InputError: no PNG in it, not readable as what it seems to be, or beyond a limit of the whole.
     """
     budget = Budget(limits or Limits())
-    opened = _open(source, budget)
-    packer = _Packer(work, progress)
-    packer.refused += opened.refused
+    shown = "upload" if shown == "" else shown
+    opened = _open(source, budget, shown)
+    packer = _Packer(work, progress, budget.limits.refused)
+    for refused in opened.refused:
+        packer.refuse(refused)
     if opened.files is not None:
         packer.pack_files(opened.files, shard_size)
     for listing in opened.shards:
-        packer.pack_shard(listing.path.name, read_shard_members(listing, budget))
+        packer.pack_shard(_target(listing.name), read_shard_members(listing, budget))
     if not packer.entries:
         first = next((f" The first of {len(packer.refused):,}, {r.name}: {r.reason}." for r in packer.refused), "")
-        raise InputError(f"{source} holds no PNG that could be restored.{first}", "Hand in protected PNG images.")
+        raise InputError(
+            f"{shown or source} holds no PNG that could be restored.{first}", "Hand in protected PNG images."
+        )
     index = RequestIndex(
         layout="files" if opened.files is not None else "shards",
         shards=packer.entries,
@@ -87,28 +94,47 @@ def pack_source(
         refused=packer.refused,
         variant=opened.variant,
     )
-    write_atomic(work / INDEX_NAME, index.model_dump_json().encode())
+    data = index.model_dump_json().encode()
+    if len(data) > MAX_IN_MEMORY:
+        raise TooLarge("The names of its files alone are too much.", "Hand it in in parts, or with shorter names.")
+    write_atomic(work / INDEX_NAME, data)
     return PackedSource([entry.shard for entry in packer.entries], index)
 
 
 # --- which kind of source --------------------------------------------------------------------------------------------
 
 
-def _open(source: Path, budget: Budget) -> _Opened:
+def _open(source: Path, budget: Budget, shown: str | None = None) -> _Opened:
     if source.is_dir():
         return _open_folder(source, budget)
     if not source.is_file():
-        raise InputError(f"{source} does not exist.", "Name a folder, a tar, a zip, or a published data set.")
+        raise InputError(f"{shown or source} does not exist.", "Name a folder, a tar, a zip, or a published data set.")
     with source.open("rb") as file:
         magic = file.read(4)
+    if not magic:
+        raise InputError(f"{shown or source} is empty.", "Hand in protected PNG images.")
     if magic[:2] == b"PK":
-        return _Opened(files=read_zip(source, budget))
+        return _Opened(files=read_zip(source, budget, shown))
     if magic == b"\x89PNG":
-        return _Opened(files=read_folder(source.parent, [source.name], budget))
-    listing = list_tar(source, budget)
-    if listing.is_shard() and listing.has_labels():
+        name = source.name if shown is None else _last_part(shown, "image.png")
+        return _Opened(files=iter([read_file(source, name, budget)]))
+    listing = list_tar(source, budget, shown)
+    listing.name = source.name if shown is None else _last_part(shown, "upload")
+    if listing.is_shard() and listing.has_labels() and listing.size <= LARGEST_SHARD:
         return _Opened(shards=[listing])
-    return _Opened(files=read_tar(listing, budget))
+    return _open_packed(listing, budget) or _Opened(files=read_tar(listing, budget))
+
+
+def _last_part(shown: str, otherwise: str) -> str:
+    """What a source is called, as a file's name; `otherwise` where that can be none."""
+    name = shown.replace("\\", "/").rpartition("/")[2]
+    return otherwise if name_fault(name) else name
+
+
+def _target(shown: str) -> str:
+    """What the shard that comes back is called."""
+    name = _last_part(shown, "shard.tar")
+    return name if name.lower().endswith(".tar") else f"{name[:200]}.tar"
 
 
 def _open_folder(folder: Path, budget: Budget) -> _Opened:
@@ -117,38 +143,68 @@ def _open_folder(folder: Path, budget: Budget) -> _Opened:
     others = [name for name in names if name not in set(tars)]
     if not tars:
         return _Opened(files=read_folder(folder, names, budget))
-    listings: list[Listing] = []
-    unreadable: list[RefusedFile] = []
-    for name in tars:
-        try:
-            listings.append(list_tar(folder / name, budget))
-        except InputError as error:
-            unreadable.append(refuse(name, error.what))
+    tried = [_listed(folder / name, name, budget) for name in tars]
+    head = _manifest(folder / MANIFEST_NAME) if MANIFEST_NAME in others else None
+    return _open_tars(tried, others, read_folder(folder, others, budget), head, budget)
+
+
+def _open_packed(listing: Listing, budget: Budget) -> _Opened | None:
+    """A folder of shards that was packed as a whole into a tar, which then is read where it lies; None: no such."""
+    inner = {m.name: m for m in listing.members if m.plain and "/" not in m.name and m.name.lower().endswith(".tar")}
+    if not inner or listing.damage or any(name_fault(name) for name in inner):
+        return None
+    tried = [_listed(listing.path, name, budget, member) for name, member in inner.items()]
+    rest = [member for member in listing.members if member is not inner.get(member.name)]
+    loose = read_tar(Listing(listing.path, listing.name, rest), budget)
+    heads = [_manifest(listing.path, m.offset, m.size) for m in rest if m.name == MANIFEST_NAME and m.plain]
+    return _open_tars(tried, [m.name for m in rest], loose, heads[0] if heads else None, budget)
+
+
+def _open_tars(
+    tried: list[Listing | RefusedFile], others: list[str], files: Iterator[Item], head: Manifest | None, budget: Budget
+) -> _Opened:
+    """Tars side by side, and the names of `others` with what can be read of them: shards, if all of it looks so."""
+    listings = [listing for listing in tried if isinstance(listing, Listing)]
+    unreadable = [refusal for refusal in tried if isinstance(refusal, RefusedFile)]
     if not any(name.lower().endswith(".png") for name in others) and all(x.is_shard() for x in listings) and listings:
         # A manifest, a licence and the like lie beside shards; nobody expects them restored.
-        return _Opened(shards=listings, variant=_variant_head(folder, listings), refused=unreadable)
-    return _Opened(files=_loose(folder, others, listings, unreadable, budget))
+        return _Opened(shards=listings, variant=_variant_head(head, listings), refused=unreadable)
+    return _Opened(files=_loose(files, listings, unreadable, budget))
+
+
+def _listed(path: Path, name: str, budget: Budget, inside: Member | None = None) -> Listing | RefusedFile:
+    try:
+        listing = list_tar(path, budget, name, inside)
+    except TooLarge:
+        raise
+    except InputError as error:
+        return refuse(name, error.what)
+    if listing.is_shard() and listing.size > LARGEST_SHARD:
+        return refuse(name, f"it holds more than {LARGEST_SHARD >> 30} GiB; split it")
+    return listing
 
 
 def _loose(
-    folder: Path, names: list[str], listings: list[Listing], unreadable: list[RefusedFile], budget: Budget
+    files: Iterator[Item], listings: list[Listing], unreadable: list[RefusedFile], budget: Budget
 ) -> Iterator[Item]:
     """Loose files, and the members of the tars beside them under `TAR/`."""
-    yield from read_folder(folder, names, budget)
+    yield from files
     yield from unreadable
     for listing in listings:
-        yield from read_tar(listing, budget, prefix=f"{listing.path.stem}/")
+        yield from read_tar(listing, budget, prefix=f"{listing.name[:-4]}/")
 
 
-def _variant_head(folder: Path, listings: list[Listing]) -> VariantHead | None:
+def _manifest(path: Path, offset: int = 0, size: int | None = None) -> Manifest | None:
+    """The manifest in a file, or in this part of it; None when it is none."""
+    with suppress(CorruptManifest, OSError), path.open("rb") as file:
+        file.seek(offset)
+        return parse_manifest(file.read(MAX_IN_MEMORY if size is None else min(size, MAX_IN_MEMORY)), MANIFEST_NAME)
+    return None
+
+
+def _variant_head(manifest: Manifest | None, listings: list[Listing]) -> VariantHead | None:
     """What the manifest beside the shards says, where there is one that is theirs."""
-    if not (folder / MANIFEST_NAME).exists():
-        return None
-    try:
-        manifest = read_manifest(folder)
-    except CorruptManifest:
-        return None
-    if not {listing.path.name for listing in listings} <= {shard.name for shard in manifest.shards}:
+    if manifest is None or not {listing.name for listing in listings} <= {shard.name for shard in manifest.shards}:
         return None
     return VariantHead(dataset=manifest.dataset, split=manifest.split, classes=manifest.classes)
 
@@ -159,10 +215,11 @@ def _variant_head(folder: Path, listings: list[Listing]) -> VariantHead | None:
 class _Packer:
     """Writes input shards one after the other and keeps the books."""
 
-    def __init__(self, work: Path, progress: Progress | None) -> None:
+    def __init__(self, work: Path, progress: Progress | None, most_refused: int) -> None:
         work.mkdir(parents=True, exist_ok=True)
         self.work = work
         self.progress = progress
+        self.most_refused = most_refused
         self.entries: list[InputShard] = []
         self.names: dict[str, str] = {}
         self.refused: list[RefusedFile] = []
@@ -176,6 +233,16 @@ class _Packer:
     def pack_shard(self, target: str, items: Iterable[Item]) -> None:
         """The samples of one shard, as one shard."""
         self._write(target, self._distinct(items, f"{target}/"))
+
+    def refuse(self, file: RefusedFile) -> None:
+        """Note a file that is not taken. Raises InputError when there are too many of them."""
+        self.refused.append(file)
+        if len(self.refused) > self.most_refused:
+            first = f"The first, {self.refused[0].name}: {self.refused[0].reason}."
+            raise InputError(
+                f"More than {self.most_refused:,} of its files can not be taken. {first}",
+                "Hand in protected PNG images only.",
+            )
 
     def _write(self, target: str | None, found: Iterable[Found]) -> None:
         path = self.work / input_name(len(self.entries))
@@ -198,13 +265,13 @@ class _Packer:
         folders: set[str] = set()
         for item in items:
             if isinstance(item, RefusedFile):
-                self.refused.append(item)
+                self.refuse(item)
                 continue
             above = _folders_above(item.name)
             if item.name in files:
-                self.refused.append(refuse(inside + item.name, "its name appears twice"))
+                self.refuse(refuse(inside + item.name, "its name appears twice"))
             elif item.name in folders or any(folder in files for folder in above):
-                self.refused.append(refuse(item.name, "it is a file and a folder at once"))
+                self.refuse(refuse(item.name, "it is a file and a folder at once"))
             else:
                 files.add(item.name)
                 folders.update(above)

@@ -7,17 +7,23 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from storage.errors import CorruptShard, InputError, UsageError
+from storage.errors import CorruptManifest, CorruptShard, InputError, NotFound, UsageError
 from storage.files import Progress, replace_directory, write_atomic
 from storage.manifest import Manifest, write_manifest
+from storage.objects import ObjectStore
 from storage.shards import Sample, ShardInfo, read_shard, write_shard
 from tasks.request_index import (
+    INDEX_NAME,
     REFUSED_NAME,
     REPORT_NAME,
     RefusedFile,
     RequestIndex,
     RequestReport,
+    attempt_of,
     name_fault,
+    parse_index,
+    parse_report,
+    request_key,
     result_name,
 )
 
@@ -32,6 +38,31 @@ class Unpacked:
     out: Path
     restored: int
     refused: list[RefusedFile]
+
+
+def read_results(store: ObjectStore, request_id: str) -> tuple[RequestIndex, RequestReport]:
+    """What was handed in and what became of it, from the private bucket.
+
+    Raises:
+        NotFound: the request was not served yet.
+        CorruptManifest: what lies there is not what was put there.
+    """
+    try:
+        report = parse_report(store.get_bytes(_last_report(store, request_id)))
+        index = parse_index(store.get_bytes(request_key(request_id, INDEX_NAME)))
+    except NotFound as error:
+        raise NotFound(f"There is no result of request {request_id} yet.", "Restore it: dmcp restore.") from error
+    if report.request_id != request_id:
+        raise CorruptManifest(f"The report of request {request_id} is another's.", "Restore it again.")
+    return index, report
+
+
+def _last_report(store: ObjectStore, request_id: str) -> str:
+    """Object key of the report of the last attempt that left one. Raises NotFound."""
+    keys = [info.key for info in store.list(request_key(request_id, "")) if info.key.endswith(f"/{REPORT_NAME}")]
+    if not keys:
+        raise NotFound(f"Request {request_id} has no report.")
+    return max(keys, key=attempt_of)
 
 
 def unpack_results(
@@ -67,7 +98,7 @@ def unpack_results(
             if entry.target is None:
                 _write_files(folder, index, samples)
             elif samples:
-                written.append(write_shard(folder / entry.target, (_own_key(index, sample) for sample in samples)))
+                written.append(write_shard(folder / entry.target, (own_key(index, sample) for sample in samples)))
             restored += len(samples)
             if progress is not None:
                 progress(info.name, restored, report.restored)
@@ -75,7 +106,7 @@ def unpack_results(
             raise CorruptShard(f"{min(results)} belongs to no input shard.", "Make the request again.")
         if index.variant is not None:
             _write_manifest(folder, index, written)
-        refused = [*index.refused, *_named(index, report)]
+        refused = [*index.refused, *named_refusals(index, report)]
         _write_report(folder, report.request_id, restored, refused)
     return Unpacked(out, restored, refused)
 
@@ -103,7 +134,8 @@ def _write_files(folder: Path, index: RequestIndex, samples: list[Sample]) -> No
             ) from None
 
 
-def _own_key(index: RequestIndex, sample: Sample) -> Sample:
+def own_key(index: RequestIndex, sample: Sample) -> Sample:
+    """The sample under the key that the requester knows."""
     return Sample(index.names.get(sample.key, sample.key), sample.png, sample.label)
 
 
@@ -123,7 +155,7 @@ def _as_corrupt() -> Iterator[None]:
         raise InputError("The request's index describes no variant.", "Make the request again.") from error
 
 
-def _named(index: RequestIndex, report: RequestReport) -> list[RefusedFile]:
+def named_refusals(index: RequestIndex, report: RequestReport) -> list[RefusedFile]:
     """The report's refusals, under the names that the requester knows instead of sample keys."""
     targets = _targets(index) if index.layout == "shards" else {}
     named = []
@@ -148,11 +180,25 @@ def _targets(index: RequestIndex) -> dict[str, str]:
 
 
 def _write_report(folder: Path, request_id: str, restored: int, refused: list[RefusedFile]) -> None:
+    write_atomic(folder / REFUSED_NAME, refused_table(refused))
+    write_atomic(folder / REPORT_NAME, summary_json(summary(request_id, restored, refused)))
+
+
+def refused_table(refused: list[RefusedFile]) -> bytes:
+    """`refused.csv`."""
     table = io.StringIO(newline="")
     writer = csv.writer(table, lineterminator="\n")
     writer.writerow(("name", "error", "reason"))
     writer.writerows((r.name, r.error, r.reason) for r in refused)
-    write_atomic(folder / REFUSED_NAME, table.getvalue().encode())
+    return table.getvalue().encode()
+
+
+def summary(request_id: str, restored: int, refused: list[RefusedFile]) -> RequestReport:
+    """The requester's copy of the report: under own names, without the result shards."""
     images = restored + len(refused)
-    summary = RequestReport(request_id=request_id, images=images, restored=restored, refused=refused)
-    write_atomic(folder / REPORT_NAME, summary.model_dump_json(indent=2, exclude={"results"}).encode() + b"\n")
+    return RequestReport(request_id=request_id, images=images, restored=restored, refused=refused)
+
+
+def summary_json(report: RequestReport) -> bytes:
+    """`report.json`, as the requester gets it."""
+    return report.model_dump_json(indent=2, exclude={"results", "attempts"}).encode() + b"\n"

@@ -1,8 +1,11 @@
 """Restore samples: read each header, find the key it asks for, open the seal, undo the transform.
 
 Nothing about one image touches another: what can not be restored becomes a refusal with its reason, the rest is served.
+Images are decoded a portion at a time, so that a shard of PNGs that are small as files and huge as pixels does not fill
+the memory.
 """
 
+import struct
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -11,8 +14,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from storage.errors import DmcpError, InputError, Refused
-from storage.png import decode_png, encode_png, read_payload
+from storage.errors import DmcpError, InputError, Refused, public_text
+from storage.png import MAX_PIXELS, decode_png, encode_png, read_payload
 from storage.shards import Sample
 from tasks.batches import by_shape
 from tasks.method.carriers import read_headers
@@ -20,6 +23,9 @@ from tasks.method.header import Header
 from tasks.method.known import parse_header, profile_of
 from tasks.method.profiles import Profile, Recovered
 from tasks.method.seal import DataKey
+
+PORTION_BYTES = 192 << 20
+"""Pixels that are decoded at once, unless one image has more."""
 
 FindPayload = Callable[[DataKey, bytes], Iterable[bytes]]
 """Key and image id to the payloads that the owner published beside the shards, the likeliest first: versions that were
@@ -33,25 +39,46 @@ FindKey = Callable[[str], DataKey]
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why one image was not restored: the class of the error (for machines) and its text (for people)."""
+    """Why one image was not restored: the class of the error (for machines) and its text (for people).
+
+    `detail` is the whole text, which may name the service's paths and addresses: for the log.
+    """
 
     key: str
     error: str
     reason: str
+    detail: str = ""
 
     @classmethod
     def of(cls, key: str, error: DmcpError) -> "Refusal":
         """From an error of our tree."""
-        return cls(key, type(error).__name__, str(error))
+        return cls(key, type(error).__name__, public_text(error), str(error))
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What is known for sure of a restored image: the data set whose key opened it, and the label sealed in it."""
+
+    dataset: str
+    label: int | None
 
 
 @dataclass
 class RestoredBatch:
-    """Recovered samples in the order of the request, refusals, and seconds by step."""
+    """Recovered samples in the order of the request with their origins, refusals, and seconds by step."""
 
     samples: list[Sample] = field(default_factory=list)
+    origins: list[Origin] = field(default_factory=list)
     refusals: list[Refusal] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
+
+    def extend(self, other: "RestoredBatch") -> None:
+        """Add another batch to this one."""
+        self.samples += other.samples
+        self.origins += other.origins
+        self.refusals += other.refusals
+        for step, seconds in other.seconds.items():
+            self.seconds[step] = self.seconds.get(step, 0.0) + seconds
 
 
 def nothing_published(key: DataKey, image_id: bytes) -> Iterable[bytes]:
@@ -69,6 +96,32 @@ def restore_samples(
     Raises:
         EnvironmentFault: published payloads are out of reach (`find_payload`).
     """
+    batch = RestoredBatch(seconds={"decode": 0.0, "restore": 0.0, "encode": 0.0})
+    for portion in _portions(samples):
+        batch.extend(_restore_portion(portion, find_key, find_payload))
+    return batch
+
+
+def _portions(samples: Sequence[Sample]) -> Iterator[Sequence[Sample]]:
+    """The samples in order, as many at a time as `PORTION_BYTES` allow."""
+    start, size = 0, 0
+    for i, sample in enumerate(samples):
+        mine = _decoded_bytes(sample.png)
+        if i > start and size + mine > PORTION_BYTES:
+            yield samples[start:i]
+            start, size = i, 0
+        size += mine
+    if start < len(samples):
+        yield samples[start:]
+
+
+def _decoded_bytes(png: bytes) -> int:
+    """Size of a PNG's pixels, as its header says; 0 where it will be refused without being decoded."""
+    width, height = struct.unpack_from(">16xII", png) if len(png) >= 24 else (0, 0)
+    return 3 * width * height if width * height <= MAX_PIXELS else 0
+
+
+def _restore_portion(samples: Sequence[Sample], find_key: FindKey, find_payload: FindPayload) -> RestoredBatch:
     batch = RestoredBatch()
     clock = time.perf_counter
     started = clock()
@@ -80,25 +133,32 @@ def restore_samples(
             images.append(decode_png(sample.png, sample.key))
             decoded.append(i)
         except DmcpError as error:
-            refused[i] = error
+            refused[i] = _bare(error)
     opened = clock()
-    recovered: dict[int, Recovered] = {}
+    recovered: dict[int, tuple[Recovered, str]] = {}
     for group in by_shape(images):
         stack = np.stack([images[i] for i in group])
         spilled = [read_payload(samples[decoded[i]].png) for i in group]
-        for i, result in zip(group, restore_images(stack, find_key, spilled, find_payload), strict=True):
+        for i, result in zip(group, _restore_images(stack, find_key, spilled, find_payload), strict=True):
             if isinstance(result, DmcpError):
-                refused[decoded[i]] = result
+                refused[decoded[i]] = _bare(result)
             else:
                 recovered[decoded[i]] = result
     undone = clock()
-    batch.samples = [
-        Sample(s.key, encode_png(found.image), found.label if s.label is None else s.label)
-        for s, found in ((samples[i], recovered[i]) for i in sorted(recovered))
-    ]
+    for i in sorted(recovered):
+        sample, (found, dataset) = samples[i], recovered[i]
+        label = found.label if sample.label is None else sample.label
+        batch.samples.append(Sample(sample.key, encode_png(found.image), label))
+        batch.origins.append(Origin(dataset, found.label))
     batch.refusals = [Refusal.of(samples[i].key, refused[i]) for i in sorted(refused)]
     batch.seconds = {"decode": opened - started, "restore": undone - opened, "encode": clock() - undone}
     return batch
+
+
+def _bare(error: DmcpError) -> DmcpError:
+    """An error that is kept, without the frames that it passed: they would keep whole stacks of images alive."""
+    error.__traceback__ = error.__cause__ = error.__context__ = None
+    return error
 
 
 def restore_images(
@@ -115,7 +175,18 @@ def restore_images(
     Raises:
         EnvironmentFault: as `restore_samples`.
     """
-    results: list[Recovered | DmcpError] = [DmcpError("", "")] * len(images)
+    results = _restore_images(images, find_key, spilled, find_payload)
+    return [result if isinstance(result, DmcpError) else result[0] for result in results]
+
+
+def _restore_images(
+    images: NDArray[np.uint8],
+    find_key: FindKey,
+    spilled: Sequence[bytes | None] | None,
+    find_payload: FindPayload,
+) -> list[tuple[Recovered, str] | DmcpError]:
+    """The same, with the data sets of the keys that opened them."""
+    results: list[tuple[Recovered, str] | DmcpError] = [DmcpError("", "")] * len(images)
     payloads = list(spilled) if spilled is not None else [None] * len(images)
     groups: dict[tuple[str, int], list[int]] = {}
     headers: dict[int, Header] = {}
@@ -129,12 +200,13 @@ def restore_images(
         try:
             key = find_key(key_id)
         except DmcpError as error:
-            found: list[Recovered | DmcpError] = [error] * len(group)
-        else:
-            part = [headers[i] for i in group]
-            found = _recover(profile_of(part[0]), images[group], part, [payloads[i] for i in group], key, find_payload)
+            for i in group:
+                results[i] = error
+            continue
+        part = [headers[i] for i in group]
+        found = _recover(profile_of(part[0]), images[group], part, [payloads[i] for i in group], key, find_payload)
         for i, result in zip(group, found, strict=True):
-            results[i] = result
+            results[i] = result if isinstance(result, DmcpError) else (result, key.dataset)
     return results
 
 

@@ -1,6 +1,7 @@
 """The surrogate: the network whose features the perturbation aims at, trained by the owner on the clean variant.
 
-It is private: whoever has it can work against the protection. It stays below data/ and is never published.
+It is private: whoever has it can work against the protection. It stays below data/ and is never published. When data
+only came in since it was trained, it is kept (tasks/growth.py).
 """
 
 import json
@@ -9,8 +10,35 @@ from pathlib import Path
 from typing import Any
 
 from storage.files import Progress, replace_directory, write_atomic
+from storage.manifest import read_manifest
+from tasks.growth import read_trained_on, write_trained_on
 from tasks.models_io import save_model
 from tasks.training_job import NetworkParams, TrainingJob
+
+
+def deciding(params: Any) -> dict[str, Any]:
+    """What of section `surrogate` decides the network: all but `keep`."""
+    values = dict(params) if isinstance(params, Mapping) else dict(vars(params))
+    values.pop("keep", None)
+    return values
+
+
+def is_kept(clean_dir: Path, out_dir: Path, params: Any) -> bool:
+    """Whether the surrogate in a folder serves this variant too, because that has only grown since.
+
+    Args:
+        clean_dir: the variant as it is now.
+        out_dir: where a surrogate may be.
+        params: section `surrogate`; with `keep` false none is kept.
+
+    Raises:
+        CorruptManifest: the variant can not be read.
+    """
+    values = params if isinstance(params, Mapping) else vars(params)
+    record = read_trained_on(out_dir)
+    if not values.get("keep") or record is None or not (out_dir / "model.pt").is_file():
+        return False
+    return record.is_less_than(read_manifest(clean_dir), deciding(params))
 
 
 def train_surrogate(
@@ -28,8 +56,8 @@ def train_surrogate(
 
     Args:
         clean_dir, test_dir: variants.
-        out_dir: gets `model.pt` (`tasks.models_io.load_model`) and `metrics.json`, and appears whole. Nothing in it
-            depends on the time, so that the same inputs give the same folder.
+        out_dir: gets `model.pt` (`tasks.models_io.load_model`), `metrics.json` and `trained_on.json`, and appears
+            whole. Nothing in it depends on the time, so that the same inputs give the same folder.
         params: section `surrogate` of params.yaml, a mapping or an object: architecture, stem, recipe, epochs, lr,
             batch_size, image_size, seed.
         device: "auto", "cpu" or "cuda".
@@ -44,6 +72,7 @@ def train_surrogate(
         ParameterError: a parameter can not be used.
         SettingsError: the device is not there.
     """
+    manifest = read_manifest(clean_dir)
     wanted = NetworkParams.read(params)
     seed = int(params["seed"] if isinstance(params, Mapping) else params.seed)
     job = TrainingJob(clean_dir, test_dir, wanted, seed, device=device, threads=threads, work=work)
@@ -51,6 +80,7 @@ def train_surrogate(
     metrics = {**trained.metrics(), "recipe": wanted.recipe.name, "seed": seed}
     with replace_directory(out_dir) as folder:
         save_model(folder / "model.pt", trained.model, trained.info)
+        write_trained_on(folder, manifest, deciding(params))
         write_atomic(folder / "metrics.json", (json.dumps(metrics, indent=2, sort_keys=True) + "\n").encode())
     job.finish()
     result = trained.result

@@ -26,6 +26,11 @@ if TYPE_CHECKING:
 
 CURVES = ("train_loss", "train_accuracy", "test_accuracy", "learning_rate")
 
+DATA_DIGEST, ACCURACY = "data_digest", "test_accuracy"
+"""Tags of a registered model's version."""
+BEST = "best"
+"""Alias of the version with the highest test accuracy among those of the newest version's data."""
+
 _EPOCHS_A_CALL = 200  # MLflow takes 1000 metrics in one
 
 
@@ -173,17 +178,40 @@ class TrackedRun:
                     pip_requirements=[f"{name}=={version(name)}" for name in ("torch", "torchvision")],
                     serialization_format="pickle",
                 )
-            self._register(logged.model_uri, logged.model_id)
+            self._register(logged.model_uri, logged.model_id, trained)
 
-    def _register(self, uri: str, model_id: str) -> None:
-        """Make the logged model a version of the variant's registered model."""
+    def _register(self, uri: str, model_id: str, trained: "Trained") -> None:
+        """Make the logged model a version of the variant's registered model, with tags, and set the aliases."""
         from mlflow.exceptions import MlflowException
 
         client, name = self.tracking.client, self.key.model_name
         with suppress(MlflowException):  # there is one already
             client.create_registered_model(name)
-        made = client.create_model_version(name, uri, self.id, await_creation_for=0, model_id=model_id)
+        tags = self._version_tags(trained)
+        made = client.create_model_version(name, uri, self.id, tags=tags, await_creation_for=0, model_id=model_id)
         client.set_registered_model_alias(name, f"seed-{self.key.seed}", str(made.version))
+        alike = [
+            version
+            for version in client.search_model_versions(f"name = '{name}'")
+            if version.tags.get(DATA_DIGEST) == tags[DATA_DIGEST] and ACCURACY in version.tags
+        ]
+        best = max(alike, key=lambda version: (float(version.tags[ACCURACY]), int(version.version)))
+        client.set_registered_model_alias(name, BEST, str(best.version))
+
+    def _version_tags(self, trained: "Trained") -> dict[str, str]:
+        """What the model was made of and how good it is, to be read without its run."""
+        inputs = self.tracking.client.get_run(self.id).inputs
+        found = inputs.dataset_inputs if inputs else []
+        digests = {tag.value: entry.dataset.digest for entry in found for tag in entry.tags}
+        return {
+            "dataset": self.key.dataset,
+            "variant": self.key.variant,
+            "seed": str(self.key.seed),
+            DATA_DIGEST: digests.get("training", ""),
+            "test_digest": digests.get("evaluation", ""),
+            ACCURACY: f"{trained.result.test_accuracy:.6f}",
+            "peak_test_accuracy": f"{trained.result.peak.test_accuracy:.6f}",
+        }
 
 
 @contextmanager

@@ -8,7 +8,8 @@ are DVC's. A run carries an identity, a digest of everything that decides its re
 * A training that is repeated with the same identity makes a new run and marks the older one with the tag
   `superseded_by`: nothing is deleted, and comparisons leave it out.
 
-The models of a variant are versions of the registered model DATASET-VARIANT; the alias seed-SEED names the latest.
+The models of a variant are versions of the registered model DATASET-VARIANT. Their tags name the data they were trained
+on by digest, the seed and the accuracy; the alias seed-SEED names the latest, `best` the best one on the same data.
 Without a setting everything lies below HOME: `mlflow.db` (SQLite) and `mlruns/` (models, pictures).
 """
 
@@ -91,7 +92,7 @@ class Tracking:
         from tasks.tracked_run import TrackedRun
 
         with translated(self.uri):
-            experiment = self._experiment(key.dataset)
+            experiment = self.experiment(key.dataset)
             own = f"{_of(key.variant, key.seed)} and tags.identity = '{key.identity}'"
             left = self._runs(experiment, f"{own} and attributes.status = 'RUNNING'")
             if left:
@@ -138,7 +139,12 @@ class Tracking:
             if not token:
                 return runs
 
-    def _experiment(self, dataset: str) -> str:
+    def finished(self, experiment: str) -> "list[Run]":
+        """All finished runs of an experiment, the latest first."""
+        return self._runs(experiment, "attributes.status = 'FINISHED'")
+
+    def experiment(self, dataset: str) -> str:
+        """Id of the experiment of this name, made when there is none."""
         from mlflow.exceptions import MlflowException
 
         found = self.client.get_experiment_by_name(dataset)

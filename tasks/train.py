@@ -1,14 +1,13 @@
 """Train one model on one variant and write down how good it is on clean test images."""
 
 import csv
-import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from storage.errors import DatasetError
-from storage.files import Progress, replace_directory, write_atomic
+from storage.files import Progress, csv_bytes, replace_directory, write_atomic
 from tasks.models_io import load_model, save_model
 from tasks.training_job import NetworkParams, Trained, TrainingJob, Twin
 
@@ -135,14 +134,6 @@ def _write_outputs(out_dir: Path, trained: Trained, digest: str) -> None:
         save_model(folder / "model.pt", trained.model, trained.info)
         write_atomic(folder / TRAINING_NAME, (json.dumps({"digest": digest}) + "\n").encode())
         head = ["epoch", "train_loss", "train_accuracy", "test_accuracy", "learning_rate"]
-        write_atomic(folder / "history.csv", _csv(head, history))
+        write_atomic(folder / "history.csv", csv_bytes(head, history))
         names = ((classes[actual], classes[predicted]) for actual, predicted in pairs)
-        write_atomic(folder / "confusion.csv", _csv(["actual", "predicted"], names))
-
-
-def _csv(head: Sequence[str], rows: Iterable[Sequence[object]]) -> bytes:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(head)
-    writer.writerows(rows)
-    return text.getvalue().encode()
+        write_atomic(folder / "confusion.csv", csv_bytes(["actual", "predicted"], names))

@@ -1,62 +1,15 @@
 """What the accuracies say, in words that are computed: nothing here is phrased in advance.
 
-Two variants are told apart by the difference of their mean last test accuracies and its 95 % interval: with two seeds
-or more on both sides Welch's interval over the seeds; with one seed the sampling error of the test set alone (both
-models taken as independent), which knows nothing of the spread between training runs, and the sentence says so.
+Two variants are told apart by the difference of their mean last test accuracies and its 95 % interval (`tasks.noise`).
 """
 
-from dataclasses import dataclass
-from math import sqrt
-
-import numpy as np
-
 from tasks.metrics import Evaluation, VariantAccuracy
-
-
-@dataclass(frozen=True)
-class Difference:
-    """`value` = second minus first, with the ends of its 95 % interval, all as shares; `basis`: what it rests on."""
-
-    value: float
-    low: float
-    high: float
-    basis: str
-
-    @property
-    def within_noise(self) -> bool:
-        """Whether the interval holds zero."""
-        return self.low <= 0.0 <= self.high
+from tasks.noise import Difference, contrast
 
 
 def difference(first: VariantAccuracy, second: VariantAccuracy, n_test: int) -> Difference:
-    """Compare the last test accuracies of two variants."""
-    a, b = np.asarray(first.last_by_seed), np.asarray(second.last_by_seed)
-    value = float(b.mean() - a.mean())
-    if min(a.size, b.size) > 1 and a.var() + b.var() > 0:
-        half = _welch(a.var(ddof=1) / a.size, a.size, b.var(ddof=1) / b.size, b.size)
-        return Difference(value, value - half, value + half, _seeds(a.size, b.size))
-    p, q = float(a.mean()), float(b.mean())
-    half = 1.96 * sqrt((p * (1 - p) + q * (1 - q)) / n_test)
-    basis = f"the sampling error of {n_test:,} test images only; {_few(min(a.size, b.size))}"
-    return Difference(value, value - half, value + half, basis)
-
-
-def _welch(first: float, n: int, second: float, m: int) -> float:
-    """Half the width of Welch's 95 % interval, from the squared standard errors of two means over n and m values."""
-    from scipy.special import stdtrit  # the t distribution's quantile; scipy.stats would take seconds to import
-
-    freedom = (first + second) ** 2 / (first**2 / (n - 1) + second**2 / (m - 1))
-    return float(stdtrit(freedom, 0.975)) * sqrt(first + second)
-
-
-def _seeds(first: int, second: int) -> str:
-    return f"{first} seeds each" if first == second else f"{first} and {second} seeds"
-
-
-def _few(seeds: int) -> str:
-    if seeds == 1:
-        return "one seed tells nothing of the spread between runs"
-    return f"{seeds} seeds agreed to the last image"
+    """Compare the last test accuracies of two variants: second minus first."""
+    return contrast([(-1, first.last_by_seed), (1, second.last_by_seed)], n_test)
 
 
 def verdict(evaluation: Evaluation) -> list[str]:
@@ -69,12 +22,12 @@ def _protection(evaluation: Evaluation) -> str:
     change = difference(clean, protected, evaluation.setting.n_test)
     levels = f"{percent(protected.last.mean)}, against {percent(clean.last.mean)} on clean images"
     if change.within_noise:
-        return f"An effect of protection is not shown: trained on protected images, {levels} ({_ci(change)})."
+        return f"An effect of protection is not shown: trained on protected images, {levels} ({interval(change)})."
     if change.value > 0:
-        return f"Protection fails: trained on protected images, models do better, {levels} ({_ci(change)})."
+        return f"Protection fails: trained on protected images, models do better, {levels} ({interval(change)})."
     chance = 1 / evaluation.classes
     kept = (protected.last.mean - chance) / (clean.last.mean - chance) if clean.last.mean > chance else 1.0
-    text = f"Trained on protected images, test accuracy falls to {levels} ({_ci(change)})."
+    text = f"Trained on protected images, test accuracy falls to {levels} ({interval(change)})."
     if kept <= 0:
         return f"{text} That is no better than guessing among {evaluation.classes} classes ({percent(chance)})."
     share = f"{percent(kept, 0)} of what clean training gains over guessing ({percent(chance)})"
@@ -88,11 +41,10 @@ def _restoration(evaluation: Evaluation) -> str:
     if evaluation.identical and clean.last_by_seed == recovered.last_by_seed:
         return f"The recovered data set is the clean one, byte for byte, and trains the same models: {levels}."
     if change.within_noise:
-        return (
-            f"Trained on recovered images, test accuracy is that of clean ones within noise: {levels} ({_ci(change)})."
-        )
+        within = "test accuracy is that of clean ones within noise"
+        return f"Trained on recovered images, {within}: {levels} ({interval(change)})."
     side = "above" if change.value > 0 else "below"
-    return f"Trained on recovered images, test accuracy is {side} that of clean ones: {levels} ({_ci(change)})."
+    return f"Trained on recovered images, test accuracy is {side} that of clean ones: {levels} ({interval(change)})."
 
 
 def _pixels(evaluation: Evaluation) -> str:
@@ -110,7 +62,8 @@ def _pixels(evaluation: Evaluation) -> str:
     return f"{text}, {percent(fidelity.bit_exact_share)} are bit-exact."
 
 
-def _ci(change: Difference) -> str:
+def interval(change: Difference) -> str:
+    """A difference in words: its value in points, the 95 % interval, and what that rests on."""
     value, low, high = (f"{100 * share:+.1f}".replace("-", "−") for share in (change.value, change.low, change.high))
     return f"difference {value} points, 95\N{NO-BREAK SPACE}% interval {low} to {high}, from {change.basis}"
 

@@ -3,7 +3,8 @@
     path/CLASS/any/depth/name.jpg
 
 Classes are sorted by name, samples by their path below `path`. The test split is a folder of its own (`test_path`) or a
-share of the images (`test_share`), chosen by a hash of seed and relative path: adding images moves no other.
+share of the images (`test_share`), chosen by a hash of seed and relative path: adding images moves no other. The folder
+may grow: its images are told by their paths (tasks/ledger.py).
 """
 
 import hashlib
@@ -68,6 +69,17 @@ def open_source(parameters: Parameters, place: Place) -> Iterator[Source]:
     _check_classes(classes, train, test)
     splits = {"train": _split(train, classes), "test": _split(test, classes)}
     yield Source(classes, splits, str(parameters.path))
+
+
+def fingerprint(parameters: Parameters) -> str:
+    """SHA-256 over paths, sizes and times of all images: a look at the folder, not into the files."""
+    digest = hashlib.sha256()
+    for root in filter(None, (parameters.path, parameters.test_path)):
+        for image in _images(root):
+            state = image.path.stat()
+            digest.update(f"{image.name}\0{state.st_size}\0{state.st_mtime_ns}\n".encode())
+        digest.update(b"\n")
+    return digest.hexdigest()
 
 
 def is_test(name: str, share: float, seed: int) -> bool:
@@ -144,7 +156,9 @@ def _check_classes(classes: list[str], train: list[_Image], test: list[_Image]) 
 
 def _split(images: list[_Image], classes: list[str]) -> Split:
     index = {name: label for label, name in enumerate(classes)}
+    names = [image.name for image in images]
     return Split(
         [index[image.class_name] for image in images],
         lambda i: decode_image(images[i].path.read_bytes(), images[i].name),
+        names if len(set(names)) == len(names) else None,  # two ways of composing one name: no telling which is which
     )

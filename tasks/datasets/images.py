@@ -6,15 +6,13 @@ profile is not applied: the numbers in the file are the pixels.
 """
 
 import io
-import struct
-import zlib
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from storage.errors import UnsupportedImage
-from storage.png import MAX_PIXELS, MIN_SIDE
+from storage.png import DAMAGED, MAX_PIXELS, MIN_SIDE
 
 _MODES = {
     "1": "has one bit a pixel",
@@ -53,7 +51,7 @@ def decode_image(data: bytes, name: str) -> NDArray[np.uint8]:
         raise UnsupportedImage(f"{name} is neither PNG nor JPEG (or its header is damaged).", _CURE) from error
     except Image.DecompressionBombError as error:
         raise UnsupportedImage(f"{name} has more than {MAX_PIXELS:,} pixels.", "Scale it down.") from error
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error) as error:
+    except DAMAGED as error:
         raise UnsupportedImage(f"{name} is damaged: {error}.", "Fetch it again, or leave it out.") from error
 
 

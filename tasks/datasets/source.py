@@ -13,7 +13,7 @@ import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,10 +32,12 @@ class Split:
     Attributes:
         labels: the class index of every image; known without decoding any.
         read: gives image number i as uint8 [H, W, 3]; raises UnsupportedImage, which names the image and the reason.
+        names: what tells the images of a source that grows, each once (tasks/ledger.py); None: it never grows.
     """
 
     labels: list[int]
     read: Callable[[int], NDArray[np.uint8]]
+    names: list[str] | None = None
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,14 @@ class DatasetModule(Protocol):
 
     def open_source(self, parameters: Any, place: Place) -> contextlib.AbstractContextManager[Source]:
         """Open the data set, downloading it when it is neither in the mirror nor among the downloads."""
+
+
+@runtime_checkable
+class GrowingModule(Protocol):
+    """What the module of a source that grows has besides."""
+
+    def fingerprint(self, parameters: Any) -> str:
+        """What the source looks like, without reading an image: another one, when images came, went or changed."""
 
 
 P = TypeVar("P", bound=CommonParameters)

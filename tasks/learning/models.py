@@ -88,6 +88,28 @@ def _vgg11_bn(classes: int, small: bool) -> nn.Module:
     return network
 
 
+def _vit_small(classes: int, small: bool) -> nn.Module:
+    """A transformer for small images: 6 layers, 192 wide, patches of 8x8 or, with the small stem, 4x4 of 32x32 pixels.
+
+    Its positions are learned for one size, so images of others are scaled to it.
+    """
+    import torchvision
+    from torchvision.transforms import Resize
+
+    transformer = torchvision.models.VisionTransformer(
+        image_size=32,
+        patch_size=4 if small else 8,
+        num_layers=6,
+        num_heads=6,
+        hidden_dim=192,
+        mlp_dim=384,
+        num_classes=classes,
+    )
+    # The last layer would start at zero, as is right for a network that is pretrained: here nothing below would learn.
+    nn.init.trunc_normal_(transformer.heads.head.weight, std=0.02)
+    return nn.Sequential(Resize((32, 32), antialias=True), transformer)
+
+
 def _first_convolution(channels: int) -> nn.Conv2d:
     convolution = nn.Conv2d(3, channels, 3, 1, 1, bias=False)
     nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
@@ -100,6 +122,7 @@ ARCHITECTURES: dict[str, Callable[[int, bool], nn.Module]] = {
     "mobilenet_v2": _mobilenet_v2,
     "densenet121": _densenet121,
     "vgg11_bn": _vgg11_bn,
+    "vit_small": _vit_small,
 }
 
 

@@ -5,9 +5,11 @@ machine and number of threads the result on the CPU is the same bit for bit, whe
 two epochs and resumed from the state that `checkpoint` was given.
 """
 
+import hashlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -22,6 +24,7 @@ from tasks.learning.augmentation import EpochPlan, crop_and_flip, crop_padding, 
 from tasks.learning.device import Precision, autocast, computing, describe_device, resolve_device, resolve_precision
 from tasks.learning.evaluation import Evaluation, evaluate
 from tasks.learning.fitting import fitted
+from tasks.learning.interventions import Batch, Intervention, batch_generator
 from tasks.learning.models import Normalized
 from tasks.learning.recipes import Recipe, make_optimizer, make_schedule
 
@@ -93,7 +96,9 @@ class _Run:
     labels: torch.Tensor
     recipe: Recipe
     seed: int
+    classes: int
     precision: Precision
+    intervention: Intervention | None
     optimizer: torch.optim.Optimizer
     schedule: torch.optim.lr_scheduler.LRScheduler
     progress: Progress | None
@@ -126,6 +131,7 @@ def train(
     device: str = "auto",
     precision: str = "auto",
     threads: int | None = None,
+    intervention: Intervention | None = None,
     progress: Progress | None = None,
     resume: TrainingState | None = None,
     checkpoint: Callable[[TrainingState], None] | None = None,
@@ -138,6 +144,7 @@ def train(
         device: "auto", "cpu" or "cuda".
         precision: "auto", "bf16" or "fp32".
         threads: of the CPU; see `device.computing`.
+        intervention: changes each batch of the training, never the images that accuracies are measured with.
         resume: a state that `checkpoint` was given, by a training with the same arguments; or only the `history` of
             a finished one, when `model` is what came out of it: then it is evaluated and nothing more.
         checkpoint: called after each epoch. The state holds the live tensors: write it before returning.
@@ -158,14 +165,17 @@ def train(
         steps = recipe.epochs * len(_batches(len(training.images), recipe.batch_size))
         images, labels = _on(where, training)
         schedule = make_schedule(recipe, optimizer, steps)
-        run = _Run(model, images, labels, recipe, seed, number_format, optimizer, schedule, progress)
+        run = _Run(
+            model, images, labels, recipe, seed, classes, number_format, intervention, optimizer, schedule, progress
+        )
         if resume is not None:
             run.resume(resume)
         test_images, test_labels = _on(where, test)
         speeds = []
         for epoch in range(len(run.history) + 1, recipe.epochs + 1):
             start = time.perf_counter()
-            loss, accuracy, rate = _train_epoch(run, epoch)
+            with _dropout_seeded(where, seed, epoch):
+                loss, accuracy, rate = _train_epoch(run, epoch)
             speeds.append(len(images) / (time.perf_counter() - start))
             measured = evaluate(model, test_images, test_labels, classes, number_format)
             seconds = time.perf_counter() - start
@@ -192,29 +202,42 @@ def _train_epoch(run: _Run, epoch: int) -> tuple[float, float, float]:
     plan = plan_epoch(n, run.seed, epoch, padding)
     rate = float(run.optimizer.param_groups[0]["lr"])
     loss_sum = torch.zeros((), device=device)
-    right = torch.zeros((), dtype=torch.int64, device=device)
+    right = torch.zeros((), dtype=torch.float64, device=device)
     run.model.train()
     done = 0
     for part in _batches(n, run.recipe.batch_size):
-        images, labels = _gather(run, plan, part, padding)
+        images, targets = _gather(run, plan, part, padding)
+        if run.intervention is not None:
+            generator = batch_generator(run.seed, epoch, part.start)
+            batch = Batch(images, targets, run.classes, generator, run.model, run.precision)
+            images, targets = run.intervention(batch)
         with autocast(device, run.precision):
             logits = run.model(images)
         logits = logits.float()
-        loss = F.cross_entropy(logits, labels, label_smoothing=run.recipe.label_smoothing)
+        loss = F.cross_entropy(logits, targets, label_smoothing=run.recipe.label_smoothing)
         loss.backward()
         run.optimizer.step()
         run.optimizer.zero_grad()
         run.schedule.step()
-        loss_sum += loss.detach() * len(labels)
-        right += (logits.detach().argmax(1) == labels).sum()
-        done += len(labels)
+        loss_sum += loss.detach() * len(targets)
+        right += _right(logits.detach().argmax(1), targets)
+        done += len(targets)
         if run.progress is not None:
             epochs = run.recipe.epochs
             run.progress(f"epoch {epoch} of {epochs}", (epoch - 1) * n + done, epochs * n)
     loss_mean = float(loss_sum) / n
     if not math.isfinite(loss_mean):
         raise ParameterError(f"The loss is no longer finite in epoch {epoch}.", "Lower lr in params.yaml.")
-    return loss_mean, int(right) / n, rate
+    return loss_mean, float(right) / n, rate
+
+
+@contextmanager
+def _dropout_seeded(device: torch.device, seed: int, epoch: int) -> Iterator[None]:
+    """Dropout knows no generator but torch's own: seed that for an epoch, and leave it as it was."""
+    digest = hashlib.sha256(f"dmcp/dropout/{seed}/{epoch}".encode()).digest()
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+        yield
 
 
 def _gather(
@@ -228,6 +251,13 @@ def _gather(
         shifts = (plan.rows[part].to(device), plan.columns[part].to(device), plan.mirrored[part].to(device))
         images = crop_and_flip(images, *shifts, padding)
     return images.permute(0, 3, 1, 2), labels
+
+
+def _right(predictions: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """How many are right; where targets are mixed, the sum of the predicted classes' shares."""
+    if targets.dim() == 1:
+        return (predictions == targets).sum()
+    return targets.gather(1, predictions[:, None]).sum()
 
 
 def _batches(n: int, size: int) -> list[slice]:

@@ -1,4 +1,8 @@
-"""Sealing: AES-SIV (RFC 5297) under keys derived from the data set's secret (HKDF, RFC 5869), all by pycryptodome.
+"""Sealing: AES-SIV (RFC 5297) under keys derived from the data set's secret (HKDF, RFC 5869), by well-kept libraries.
+
+AES-SIV is OpenSSL's, through `cryptography`: a call takes 6 µs, where pycryptodome's takes 140 to 250, a third of the
+time that restoring a small image took. Where `cryptography` is not installed (the method alone, on a machine that only
+computes) it is pycryptodome's, as everything else here. Both give the same bytes.
 
 SIV is deterministic, so a rerun gives the same bytes, and safe under one key for many images: equal plaintexts with
 equal associated data would show as equal, and the associated data holds an image id, so they never are. GCM with a
@@ -7,6 +11,8 @@ fixed nonce would not survive a rerun with other parameters.
 
 import hashlib
 import hmac
+from collections.abc import Callable
+from typing import Protocol
 
 from Crypto.Cipher import AES
 from Crypto.Hash import SHA256
@@ -14,8 +20,52 @@ from Crypto.Protocol.KDF import HKDF
 
 from storage.errors import AlteredImage, ParameterError
 
+try:
+    from cryptography.exceptions import InvalidTag
+    from cryptography.hazmat.primitives.ciphers.aead import AESSIV
+except ImportError:
+    AESSIV, InvalidTag = None, ValueError  # type: ignore[assignment,misc]
+
 TAG_BYTES = 16
 SECRET_BYTES = 32
+
+
+class Sealer(Protocol):
+    """AES-SIV under one key. Sealed: the tag (16 bytes), then the ciphertext."""
+
+    def encrypt(self, data: bytes, associated_data: list[bytes]) -> bytes:
+        """Tag and ciphertext."""
+        ...
+
+    def decrypt(self, data: bytes, associated_data: list[bytes]) -> bytes:
+        """The plaintext. Raises ValueError or InvalidTag when anything is another."""
+        ...
+
+
+class PycryptodomeSiv:
+    """AES-SIV by pycryptodome."""
+
+    def __init__(self, key: bytes) -> None:
+        self._key = key
+
+    def encrypt(self, data: bytes, associated_data: list[bytes]) -> bytes:
+        """Tag and ciphertext."""
+        ciphertext, tag = self._cipher(associated_data).encrypt_and_digest(data)
+        return tag + ciphertext
+
+    def decrypt(self, data: bytes, associated_data: list[bytes]) -> bytes:
+        """The plaintext. Raises ValueError when anything is another."""
+        return self._cipher(associated_data).decrypt_and_verify(data[TAG_BYTES:], data[:TAG_BYTES])
+
+    def _cipher(self, associated: list[bytes]):  # type: ignore[no-untyped-def]
+        cipher = AES.new(self._key, AES.MODE_SIV)
+        for part in associated:
+            cipher.update(part)
+        return cipher
+
+
+_SIV: Callable[[bytes], Sealer] = PycryptodomeSiv if AESSIV is None else AESSIV
+_NOT_VERIFIED = (ValueError, InvalidTag)
 
 
 class DataKey:
@@ -34,7 +84,7 @@ class DataKey:
         self.dataset = dataset
         self._secret = bytes(secret)
         self.key_id = self.derive(b"key-id", 8)
-        self._siv_key = self.derive(b"seal", 64)
+        self._sealer: Sealer = _SIV(self.derive(b"seal", 64))
         self._image_key = self.derive(b"image-id", 32)
         self._noise_key = self.derive(b"image-seed", 32)
 
@@ -54,16 +104,9 @@ class DataKey:
         """16 bytes for whatever is drawn at random for one image. Image ids are public; what they seed must not be."""
         return hmac.digest(self._noise_key, image_id, "sha256")[:16]
 
-    def _cipher(self, associated: list[bytes]):  # type: ignore[no-untyped-def]
-        cipher = AES.new(self._siv_key, AES.MODE_SIV)
-        for part in associated:
-            cipher.update(part)
-        return cipher
-
     def seal(self, plaintext: bytes, associated: list[bytes]) -> bytes:
         """Tag (16 bytes) and ciphertext; `associated`: components that are authenticated with it."""
-        ciphertext, tag = self._cipher(associated).encrypt_and_digest(plaintext)
-        return tag + ciphertext
+        return self._sealer.encrypt(plaintext, associated)
 
     def open(self, sealed: bytes, associated: list[bytes]) -> bytes:
         """The plaintext.
@@ -72,8 +115,8 @@ class DataKey:
             AlteredImage: the seal does not verify.
         """
         try:
-            return self._cipher(associated).decrypt_and_verify(sealed[TAG_BYTES:], sealed[:TAG_BYTES])
-        except ValueError as error:
+            return self._sealer.decrypt(sealed, associated)
+        except _NOT_VERIFIED as error:
             raise AlteredImage(
                 "The seal does not verify: the image was altered after it was protected.",
                 "Hand in the PNG exactly as published.",

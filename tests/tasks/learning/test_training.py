@@ -90,6 +90,17 @@ def test_a_resumed_training_is_the_uninterrupted_one(name: str) -> None:
         np.testing.assert_array_equal(again.test.predictions, result.test.predictions)
 
 
+def test_a_network_with_dropout_too_is_what_its_seed_makes_it_and_leaves_the_global_state_alone() -> None:
+    statistics, recipe = channel_statistics(TRAINING.images), recipe_named("modern", epochs=1, lr=0.05, batch_size=64)
+    models = [Normalized(build_model("mobilenet_v2", CLASSES), *statistics) for _ in range(2)]
+    before = torch.random.get_rng_state()
+    trained(models[0], recipe)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    torch.rand(7)
+    trained(models[1], recipe)
+    assert same(*models)
+
+
 def test_progress_counts_every_image_of_every_epoch() -> None:
     seen: list[tuple[str, int, int | None]] = []
     trained(fresh(), progress=lambda *call: seen.append(call))

@@ -11,7 +11,7 @@ from tasks.method.expansion import MAX_THRESHOLD
 from tasks.method.header import PROFILE_EXACT, PROFILE_PAPER, SIZE, Header, crc8
 from tasks.method.known import parse_header, profile_of
 from tasks.method.paper import Geometry
-from tasks.method.seal import TAG_BYTES, DataKey
+from tasks.method.seal import AESSIV, TAG_BYTES, DataKey, PycryptodomeSiv
 
 SECRETS = st.binary(min_size=32, max_size=32)
 KEY = DataKey(bytes(range(32)), "cifar10")
@@ -190,3 +190,22 @@ def test_random_bytes_are_no_header() -> None:
             Header.unpack(rng.bytes(SIZE))
         refused += 1
     assert refused == 2000
+
+
+@given(
+    st.binary(min_size=64, max_size=64),
+    st.binary(min_size=1, max_size=300),
+    st.lists(st.binary(max_size=99), max_size=5),
+)
+def test_both_libraries_seal_alike(key: bytes, data: bytes, associated: list[bytes]) -> None:
+    sealed = AESSIV(key).encrypt(data, associated)
+    assert PycryptodomeSiv(key).encrypt(data, associated) == sealed
+    assert PycryptodomeSiv(key).decrypt(sealed, associated) == data == AESSIV(key).decrypt(sealed, associated)
+
+
+@pytest.mark.parametrize("sealer", [AESSIV, PycryptodomeSiv])
+def test_what_is_too_short_to_be_sealed_is_refused(sealer: type, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(KEY, "_sealer", sealer(bytes(range(64))))
+    for size in range(TAG_BYTES + 2):
+        with pytest.raises(AlteredImage):
+            KEY.open(bytes(size), [b"for"])
