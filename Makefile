@@ -1,10 +1,13 @@
 # make run    the whole job on the generated data set; make run DATASET=cifar10 on another
-# make test   what CI runs. Both need Python 3.11 or later, git and make, and nothing else.
+# make test   what CI runs; as root it installs Chromium by apt, for the tests of the pages (else those are skipped).
+#             Both need Python 3.11 or later, git and make, and nothing else.
+# make test-ceph   the storage tests against a real Ceph gateway, which it installs by apt, as root (docs/object-stores.md)
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
 DATASET ?= sample
+PRESET ?= quick
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
@@ -15,11 +18,13 @@ export DVC_NO_ANALYTICS := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export MLFLOW_DISABLE_TELEMETRY := true
 export OMP_WAIT_POLICY ?= PASSIVE
+# A run starts dozens of processes; without compiled modules each takes some ten seconds to import.
+unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup run test lint bench clean
+.PHONY: help setup run evidence test test-ceph lint bench clean
 
 help: ## Show this list
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
 
 setup: $(STAMP) selection.yaml ## Build .venv from requirements.lock, and select the data set `sample`
 
@@ -41,8 +46,17 @@ selection.yaml: | $(STAMP)
 run: setup ## Run the whole job: make run DATASET=sample (or cifar10, tinyimagenet, imagefolder)
 	$(BIN)/dmcp run --dataset $(DATASET)
 
-test: setup lint ## Lint, type check, import contracts, tests
-	$(BIN)/pytest
+evidence: setup ## Evaluate the protection: make evidence DATASET=cifar10 PRESET=quick (or full, for a GPU)
+	$(BIN)/dmcp evaluate-protection --dataset $(DATASET) --preset $(PRESET)
+
+test: setup lint ## Lint, type check, import contracts, tests (a process more than there are cores)
+	@tests/install-chromium
+	$(BIN)/python -m tests.run
+
+# Not part of `make test`: installing and starting Ceph, and these tests, take minutes.
+test-ceph: setup ## The storage tests against a real Ceph gateway; as root it installs Ceph (apt)
+	@tests/install-ceph
+	$(BIN)/python -m pytest tests/storage -k ceph -rs
 
 lint: $(STAMP) ## ruff, mypy, import-linter
 	$(BIN)/ruff check .

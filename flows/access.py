@@ -4,19 +4,27 @@
 The key itself never leaves the vault but into the memory of the thread that seals or opens.
 """
 
+from contextlib import suppress
 from pathlib import Path
 
 from flows.console import note
-from storage.errors import NotFound, UnknownKey
+from storage.audit import open_audit_log
+from storage.errors import NotFound, UnknownKey, UsageError
 from storage.files import write_atomic
 from storage.keys import open_vault
 from storage.names import check_key_id
-from storage.registry import Registry, User, open_registry
-from storage.settings import settings
+from storage.registry import Registry, Role, User, open_registry
+from storage.settings import Settings, settings
 from tasks.method.seal import DataKey
 
 PIPELINE_USER = "pipeline"
 """The built-in user for whom the restore stage asks. Its grants stand in `dmcp access list` like all others."""
+
+VISITOR = "visitor"
+"""The built-in user of the trial after a pipeline run (`flows/roundtrip.py`), whose grant lasts as long as that."""
+
+OWNER_USER = "owner"
+"""The built-in user who owns the data sets of this pipeline, until they are transferred to someone else."""
 
 
 def key_id_file(dataset: str) -> Path:
@@ -38,7 +46,10 @@ def ensure_key(dataset: str) -> str:
     except UnknownKey:
         if before is not None:
             raise _lost(dataset, before) from None
-        key_id = vault.create(dataset).key_id
+        record = vault.create(dataset)
+        key_id = record.key_id
+        with open_audit_log(settings()) as log:
+            log.record(PIPELINE_USER, "key.create", dataset=dataset, subject=key_id, details={"epoch": record.epoch})
         note(f"Made the key {key_id} for {dataset} in {vault.path}: back it up, nothing is restored without it.")
     if key_id != before:
         if before is not None:
@@ -79,21 +90,62 @@ def data_key(key_id: str) -> DataKey:
 def ensure_pipeline_access(registry: Registry, dataset: str) -> User:
     """The user of the restore stage, with a grant for the data set.
 
-    The owner runs the pipeline on the owner's own machine and vault, so running it is the authorisation; it is put on
-    record here, and revoking it (`dmcp access revoke pipeline DATASET`) lasts until the pipeline runs again.
+    The owner runs the pipeline on the owner's own machine and vault, so running it is the authorisation, and the
+    acceptance of the owner's own terms; both are put on record here, and revoking the grant (`dmcp access revoke
+    pipeline DATASET`) lasts until the pipeline runs again.
     """
+    ensure_dataset(registry, dataset)
+    pipeline = ensure_user(registry, PIPELINE_USER)
+    registry.grant(PIPELINE_USER, dataset, actor=PIPELINE_USER)
+    accept_current_terms(registry, pipeline, dataset)
+    return pipeline
+
+
+def ensure_dataset(registry: Registry, dataset: str, *, actor: str = PIPELINE_USER) -> None:
+    """Put a data set that the registry does not know on record, as the user OWNER_USER's: nobody else can claim it."""
     try:
-        registry.get_user(PIPELINE_USER)
+        registry.get_dataset(dataset)
     except NotFound:
-        registry.add_user(PIPELINE_USER)  # its token is thrown away: nobody can hand in requests in its name
-    registry.grant(PIPELINE_USER, dataset)
-    return registry.get_user(PIPELINE_USER)
+        ensure_user(registry, OWNER_USER, "owner")
+        registry.register_dataset(dataset, OWNER_USER, actor=actor)
+
+
+def adopt_datasets(registry: Registry, conf: Settings | None = None) -> None:
+    """Put the data sets of which this vault holds keys on record, as far as the registry does not know them.
+
+    Keys may be older than the registry, or made by an earlier release; a data set that has a key here is not free for
+    whoever registers its name first.
+
+    Raises:
+        KeyVaultError: the vault can not be read.
+    """
+    known = {dataset.name for dataset in registry.list_datasets()}
+    for name in sorted({record.dataset for record in open_vault(conf or settings()).list()} - known):
+        ensure_dataset(registry, name)
+
+
+def ensure_user(registry: Registry, name: str, role: Role = "user") -> User:
+    """A built-in user, made if missing; the token is thrown away, so nobody can come in its name before it gets one."""
+    try:
+        return registry.get_user(name)
+    except NotFound:
+        with suppress(UsageError):  # another run made it meanwhile
+            registry.add_user(name, role, actor=PIPELINE_USER)
+        return registry.get_user(name)
+
+
+def accept_current_terms(registry: Registry, user: User, dataset: str) -> None:
+    """Accept the data set's terms for a built-in user, who is the owner in another coat."""
+    terms = registry.current_terms(dataset)
+    if terms is not None:
+        registry.accept_terms(user.id, dataset, terms.version, actor=PIPELINE_USER)
 
 
 def prepare(dataset: str) -> None:
     """What the stages need besides data: the key that protects, and the grant of the pipeline's own user."""
     ensure_key(dataset)
     with registry() as book:
+        adopt_datasets(book)
         ensure_pipeline_access(book, dataset)
 
 

@@ -19,10 +19,26 @@ import typer
 from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
-from flows.commands import access, data, inspect, key, protect, publish, request, run, stack, train
+from flows.commands import (
+    access,
+    audit,
+    data,
+    evidence,
+    inspect,
+    key,
+    protect,
+    publish,
+    registry,
+    remote,
+    request,
+    run,
+    stack,
+    sweep,
+    train,
+)
+from storage.disk import FULL, disk_fault
 from storage.errors import DmcpError
 
-_DISK = {errno.ENOSPC, errno.EDQUOT}
 EPILOG = "Without any setting everything is embedded and local. Settings: DMCP_* variables or .env. Try: dmcp run"
 
 
@@ -64,9 +80,9 @@ def _failure(what: str, cure: str, code: int) -> typer.Exit:
 
 
 def _system_failure(error: OSError) -> typer.Exit:
-    if error.errno in _DISK:
-        place = f" while writing {error.filename}" if error.filename else ""
-        return _failure(f"The disk is full{place}.", "Free some space and run the command again: it resumes.", 4)
+    fault = disk_fault(error) if error.errno in FULL else None  # what may not be read is no matter of the disk
+    if fault is not None:
+        return _failure(fault.what, fault.cure, fault.exit_code)
     place = f": {error.filename}" if error.filename else ""
     return _failure(f"{error.strerror or error}{place}.", "Check the path and its permissions.", 4)
 
@@ -106,7 +122,11 @@ def root(
     """Publish an image data set without giving it away: protect, publish, restore for those who are authorised."""
 
 
-for group in (run, data, key, protect, publish, access, request, train, inspect, stack):
+GROUPS = (
+    *(run, data, key, protect, publish, access, audit, registry, request, remote),
+    *(train, evidence, sweep, inspect, stack),
+)
+for group in GROUPS:
     group.register(app)
 
 

@@ -11,10 +11,10 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -22,8 +22,8 @@ import psutil
 
 from storage.errors import ServiceError
 from storage.files import write_atomic
+from storage.ports import free_port, is_free
 
-LOOPBACK = "127.0.0.1"
 _CLOCK_TOLERANCE = 2.0  # seconds a start time may seem to move when the system clock is corrected
 _POLL_SECONDS = 0.2
 _LOG_TAIL = 12  # lines of the log in an error
@@ -45,8 +45,13 @@ def _record(home: Path, name: str) -> Path:
     return home / "run" / f"{name}.json"
 
 
+def _left(home: Path, name: str) -> Path:
+    """The record of one that was found dead: what it started may live on."""
+    return home / "run" / f"{name}.left"
+
+
 def find(home: Path, name: str) -> Daemon | None:
-    """The daemon of this name if it lives, else None; a record of a dead one, or a broken record, is removed."""
+    """The daemon of this name if it lives, else None; a broken record is removed, that of a dead one set aside."""
     path = _record(home, name)
     try:
         daemon = Daemon(**json.loads(path.read_text()))
@@ -56,7 +61,8 @@ def find(home: Path, name: str) -> Daemon | None:
         path.unlink(missing_ok=True)
         return None
     if _process(daemon) is None:
-        path.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):  # another command found it at the same time
+            path.replace(_left(home, name))
         return None
     return daemon
 
@@ -157,6 +163,47 @@ def stop(home: Path, name: str, grace: float = 10.0) -> bool:
     return True
 
 
+def sweep(home: Path, name: str, grace: float = 10.0) -> bool:
+    """End what a daemon that was found dead (killed, or out of memory) left running.
+
+    Returns:
+        whether there was anything.
+    """
+    path = _left(home, name)
+    try:
+        daemon = Daemon(**json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError):
+        path.unlink(missing_ok=True)
+        return False
+    survivors = _session(daemon)
+    for process in survivors:
+        with suppress(psutil.Error):
+            process.terminate()
+    _, stubborn = psutil.wait_procs(survivors, timeout=grace)
+    for process in stubborn:
+        with suppress(psutil.Error):
+            process.kill()
+    psutil.wait_procs(stubborn, timeout=grace)
+    path.unlink(missing_ok=True)
+    return bool(survivors)
+
+
+def _session(daemon: Daemon) -> list[psutil.Process]:
+    """The live processes of the session that a dead daemon led.
+
+    No new process is given its number as long as the session has members: where one has it, there are none.
+    """
+    with suppress(psutil.NoSuchProcess):
+        if psutil.Process(daemon.pid).status() != psutil.STATUS_ZOMBIE:
+            return []
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, OSError):
+            if os.getsid(process.pid) == daemon.pid and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found
+
+
 def _children(process: psutil.Process) -> list[psutil.Process]:
     try:
         return process.children(recursive=True)
@@ -178,21 +225,8 @@ def port_for(home: Path, name: str) -> int:
         ports = {str(key): int(value) for key, value in json.loads(path.read_text()).items()}
     except (OSError, ValueError, AttributeError):
         ports = {}
-    if name in ports and _is_free(ports[name]):
+    if name in ports and is_free(ports[name]):
         return ports[name]
-    with socket.socket() as probe:
-        probe.bind((LOOPBACK, 0))
-        ports[name] = probe.getsockname()[1]
+    ports[name] = free_port()
     write_atomic(path, json.dumps(ports, indent=1).encode())
     return ports[name]
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        # As servers do: a port whose last connections are still fading out counts as free.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((LOOPBACK, port))
-        except OSError:
-            return False
-    return True

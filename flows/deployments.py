@@ -1,4 +1,10 @@
-"""The deployments of prefect.yaml on a Prefect server, and who serves them."""
+"""The deployments of prefect.yaml on a Prefect server, and who serves them.
+
+`dmcp up` makes them. Where the server is another's (PREFECT_API_URL), make them by hand; the names are those to make,
+none: all of them:
+
+    python -m flows.deployments restore
+"""
 
 from __future__ import annotations
 
@@ -6,13 +12,14 @@ import hashlib
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from flows import daemons
 from flows.environment import PROJECT, service_environment
-from storage.errors import ServiceError
+from storage.errors import DmcpError, ServiceError
 from storage.files import write_atomic
-from storage.settings import Settings
+from storage.settings import Settings, settings
 
 POOL = "dmcp"
 RESTORE = "restore/restore"  # FLOW/DEPLOYMENT that serves requests
@@ -93,3 +100,24 @@ def run_prefect(settings: Settings, api: str, *arguments: str) -> None:
     if done.returncode != 0:
         lines = "\n  | ".join((done.stdout + done.stderr).strip().splitlines()[-12:])
         raise ServiceError(f"prefect {arguments[0]} failed:\n  | {lines}", f"Its whole output: {log}")
+
+
+def main(names: Sequence[str]) -> int:
+    """Make deployments on the server that PREFECT_API_URL names; the exit code."""
+    try:
+        conf = settings()
+        api = live_api(conf)
+        if api is None:
+            raise ServiceError("There is no Prefect server.", "Set PREFECT_API_URL, or run `dmcp up`.")
+        make_pool(api)
+        chosen = [word for name in names for word in ("--name", name)] or ["--all"]
+        run_prefect(conf, api, "deploy", *chosen, "--prefect-file", "prefect.yaml")
+    except DmcpError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return error.exit_code
+    print(f"Deployed {', '.join(names) or 'all of prefect.yaml'} to {api}.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,58 +1,73 @@
-"""Having a restore request served: by a worker where one runs, else in this process.
+"""Having a request served: by a worker where one runs, else in this process.
+
+A run of the deployment is started with nothing but the request's id. Its idempotency key is `REQUEST:ATTEMPT`, so that
+whoever starts one (a command, the gateway, a second gateway, one that was killed and started again) starts the same
+one. A run that ended without a word in the registry is followed by `REQUEST:ATTEMPT:1`, and so on.
 
 The request's state in the registry says how it ends; the state of its flow run only says when there is no point in
-waiting any longer (the worker was killed, or nobody takes the run).
+waiting any longer (the worker was killed, or nobody takes the run). `flows/dispatcher.py` looks after all requests.
 """
 
 from __future__ import annotations
 
 import time
-import uuid
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from flows.deployments import RESTORE, call, is_served, live_api
-from flows.stack import quiet_environment
 from storage import errors
-from storage.errors import DmcpError, ServiceError
+from storage.errors import DmcpError, RequestCancelled, ServiceError
 from storage.settings import Settings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from storage.registry import Registry, Request
 
 POLL_SECONDS = 0.5
 PATIENCE_SECONDS = 120.0  # how long nobody may work on a request that is waited for
+STALE_SECONDS = 60.0
+"""A worker that gave no sign of life for so long (it gives one every 5 s) is taken for dead."""
+START_SECONDS = 180.0
+"""A flow run that a worker took and that claimed no request for so long is taken for dead."""
+TRIES = 50  # runs of one attempt, when a person asks for one after the other
 _OVER = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
+_PAGE = 200  # flow runs that Prefect lists at once
 
 
 def serve(settings: Settings, request_id: str, tell: Callable[[str], None], force: bool = False) -> str:
     """Have a request restored, unless it is already.
 
-    A request that failed is tried again: whatever was in the way (a grant, a key) may be mended by now.
+    A request that failed is tried again: whatever was in the way (a grant, a key) may be mended by now. One whose
+    worker was killed is taken over, as soon as that shows.
 
     Args:
         settings: name registry, bucket and Prefect server.
         request_id: the request.
         tell: told what is going on.
-        force: take over a request that is running, because its worker was killed.
+        force: take over a request that is running, without waiting until its worker shows to be dead.
 
     Returns:
         who served it: "before", "worker" or "here".
 
     Raises:
         NotFound: no such request.
+        Removed: it was restored long ago, and that is not kept any more.
+        RequestCancelled: it was cancelled.
         WorkspaceBusy: another process serves it (and not `force`).
         DmcpError: it failed, with the class and message of what went wrong there.
         ServiceError: the worker stopped, or none took it.
     """
     from storage.registry import open_registry
+    from storage.registry_queue import check_kept
 
     with open_registry(settings) as registry:
         request = registry.get_request(request_id)
         if request.state == "done":
+            check_kept(request)
             return "before"
-        again = force or request.state == "failed"
+        again = force or request.state == "failed" or is_stale(request, stalled_seconds=60 * settings.stalled_minutes)
         api = live_api(settings)
         if api and is_served(settings, api):
             tell("A worker restores it")
@@ -61,6 +76,14 @@ def serve(settings: Settings, request_id: str, tell: Callable[[str], None], forc
     tell("No worker runs (`dmcp up` starts one); restoring in this process")
     _here(request_id, again)
     return "here"
+
+
+def is_stale(request: Request, seconds: float = STALE_SECONDS, stalled_seconds: float | None = None) -> bool:
+    """Whether a request is running, and its worker gave no sign of life, or did not get on, for so long."""
+    last, moved, now = request.heartbeat or request.started, request.progressed or request.started, datetime.now(UTC)
+    dead = last is None or last < now - timedelta(seconds=seconds)
+    stalled = stalled_seconds is not None and moved is not None and moved < now - timedelta(seconds=stalled_seconds)
+    return request.state == "running" and (dead or stalled)
 
 
 def _here(request_id: str, force: bool) -> None:
@@ -75,31 +98,34 @@ def _here(request_id: str, force: bool) -> None:
 
 
 def _by_worker(
-    settings: Settings, registry: Registry, request: Request, api: str, force: bool, tell: Callable[[str], None]
+    settings: Settings, registry: Registry, request: Request, api: str, again: bool, tell: Callable[[str], None]
 ) -> None:
-    # A second command for the same request waits for the run of the first; a new try is a new run.
-    key = f"{request.id}-{uuid.uuid4()}" if force else request.id
-    run = _submit(settings, request.id, api, force, key)
-    if not force and _run_state(api, run) in _OVER and registry.get_request(request.id).state in ("pending", "running"):
-        run = _submit(settings, request.id, api, force, f"{key}-{uuid.uuid4()}")  # that run is not coming back to it
-    before = request.finished if force else None
+    # One that is running is another's, who started it: it is only waited for, until its worker shows to be dead.
+    run = None if request.state == "running" and not again else start_run(api, request)
+    before = request.attempt if request.state == "failed" else None
     waited = _Patience()
     while not _ended(registry, request.id, before):
-        state = _run_state(api, run)
-        if state in _OVER:
+        now = registry.get_request(request.id)
+        if is_stale(now, stalled_seconds=60 * settings.stalled_minutes):
+            run = start_run(api, now)
+        state = _run_state(api, run) if run else None
+        claimed = now.state == "running"
+        if state in _OVER and not claimed:
             if not _ended(registry, request.id, before):  # it may have ended between the two questions
-                raise _broken(request.id, api, run, state)
+                raise _broken(request.id, api, str(run), str(state))
             return
-        waiting = state in ("SCHEDULED", "PENDING")
-        waited.check(waiting or not is_served(settings, api), request.id)
+        waiting = not claimed and state in ("SCHEDULED", "PENDING", None)
+        waited.check(not is_served(settings, api) or waiting, request.id)
         tell("Waiting for a worker" if waiting else "A worker restores it")
         time.sleep(POLL_SECONDS)
 
 
-def _ended(registry: Registry, request_id: str, before: object) -> bool:
-    """Whether the request is done. Raises the error it failed with, unless that was `before` this try."""
+def _ended(registry: Registry, request_id: str, before: int | None) -> bool:
+    """Whether the request is done. Raises the error it failed with, unless it was attempt `before` that failed."""
     now = registry.get_request(request_id)
-    if now.state == "failed" and now.finished != before:
+    if now.state == "cancelled":
+        raise RequestCancelled(f"Request {request_id} was cancelled.", "Make a new one if it is still wanted.")
+    if now.state == "failed" and now.attempt != before:
         raise failure(now.message or "")
     return now.state == "done"
 
@@ -123,23 +149,122 @@ class _Patience:
             )
 
 
-def _submit(settings: Settings, request_id: str, api: str, force: bool, key: str) -> str:
-    """Start the deployment and return the flow run's id."""
-    import os
+# --- flow runs -------------------------------------------------------------------------------------------------------
 
-    for name, value in quiet_environment(settings).items():
-        os.environ.setdefault(name, value)
-    from prefect.deployments import run_deployment
-    from prefect.exceptions import PrefectException
-    from prefect.settings import PREFECT_API_URL, temporary_settings
 
-    parameters: dict[str, Any] = {"request_id": request_id} | ({"force": True} if force else {})
-    try:
-        with temporary_settings({PREFECT_API_URL: api}):
-            run = run_deployment(RESTORE, parameters=parameters, timeout=0, as_subflow=False, idempotency_key=key)
-    except (PrefectException, OSError) as error:
-        raise ServiceError(f"Prefect does not take the request: {error}.", "Run `dmcp up` again.") from error
-    return str(run.id)  # type: ignore[union-attr]
+@dataclass(frozen=True)
+class Run:
+    """A flow run of the deployment: its id, the type of its state, since when it is in it, and what it says."""
+
+    id: str
+    state: str
+    since: datetime
+    message: str = ""
+
+    @property
+    def over(self) -> bool:
+        """Whether it ended, in whatever way."""
+        return self.state in _OVER
+
+    def dead(self, start_seconds: float = START_SECONDS) -> bool:
+        """Whether a request that it should have claimed can not count on it any more."""
+        quiet = datetime.now(UTC) - self.since > timedelta(seconds=start_seconds)
+        return self.over or (self.state in ("PENDING", "RUNNING") and quiet)
+
+
+def run_keys(request: Request, tries: int) -> list[str]:
+    """The idempotency keys of the runs of a request's next attempt, in the order in which they are made."""
+    first = f"{request.id}:{request.attempt}"
+    return [first, *(f"{first}:{number}" for number in range(1, tries))]
+
+
+def find_runs(api: str, keys: Iterable[str]) -> dict[str, Run]:
+    """The flow runs that have these idempotency keys.
+
+    Raises:
+        ServiceError: Prefect does not answer.
+    """
+    wanted = list(keys)
+    found: dict[str, Run] = {}
+    for start in range(0, len(wanted), _PAGE):
+        body = {"flow_runs": {"idempotency_key": {"any_": wanted[start : start + _PAGE]}}, "limit": _PAGE}
+        answer = call("POST", f"{api}/flow_runs/filter", body)
+        if not isinstance(answer, list):
+            raise _silent(api)
+        found |= {str(run["idempotency_key"]): run_of(run) for run in answer}
+    return found
+
+
+def run_of(answer: dict[str, Any]) -> Run:
+    """A flow run as Prefect describes it."""
+    state = answer.get("state") or {}
+    since = state.get("timestamp") or answer["created"]
+    kind = str(answer.get("state_type") or state.get("type") or "PENDING")
+    return Run(str(answer["id"]), kind, datetime.fromisoformat(since), str(state.get("message") or ""))
+
+
+def start_run(api: str, request: Request) -> str:
+    """The flow run that makes a request's next attempt, started unless it is under way; its id.
+
+    Raises:
+        ServiceError: Prefect does not answer or does not take it, or one run after the other ended.
+    """
+    found = find_runs(api, run_keys(request, TRIES))
+    next_one = next_run(request, found, TRIES)
+    if isinstance(next_one, Run):
+        return next_one.id
+    if next_one is None:
+        raise ServiceError(why_all_ended(request, found, TRIES), "See the worker's log below HOME/logs.")
+    return create_run(api, request, next_one)
+
+
+def next_run(
+    request: Request, found: dict[str, Run], tries: int, start_seconds: float = START_SECONDS, pause: float = 0
+) -> Run | str | None:
+    """The run of a request's next attempt that is under way, or the key under which to start one.
+
+    Args:
+        request: as the registry has it now.
+        found: the runs that there are, by key.
+        tries: so many runs at most, where one after the other ends without having claimed the request.
+        start_seconds: how long a run may take before it claims the request.
+        pause: seconds to wait after a run ended before the next is started.
+
+    Returns:
+        a run to wait for, or a key; None: so many runs ended already.
+    """
+    for key in run_keys(request, tries):
+        run = found.get(key)
+        if run is None:
+            return key
+        if not run.dead(start_seconds) or datetime.now(UTC) - run.since < timedelta(seconds=pause):
+            return run
+    return None
+
+
+def why_all_ended(request: Request, found: dict[str, Run], tries: int) -> str:
+    """For people, when no run served a request."""
+    said = [run.message for key in run_keys(request, tries) if (run := found.get(key)) and run.message]
+    last = f" The last said: {said[-1]}" if said else ""
+    return f"{tries} runs for request {request.id} ended before they served it.{last}"
+
+
+def create_run(api: str, request: Request, key: str) -> str:
+    """Start the deployment. The same key again gives the same run, whoever asks."""
+    deployment = call("GET", f"{api}/deployments/name/{RESTORE}")
+    if not isinstance(deployment, dict):
+        raise _silent(api)
+    force = request.state in ("running", "failed")
+    parameters: dict[str, Any] = {"request_id": request.id} | ({"force": True} if force else {})
+    body = {"parameters": parameters, "idempotency_key": key, "state": {"type": "SCHEDULED"}}
+    run = call("POST", f"{api}/deployments/{deployment['id']}/create_flow_run", body)
+    if not isinstance(run, dict):
+        raise _silent(api)
+    return str(run["id"])
+
+
+def _silent(api: str) -> ServiceError:
+    return ServiceError(f"The Prefect server at {api} does not answer, or does not take the request.", "Run `dmcp up`.")
 
 
 def _run_state(api: str, run: str) -> str | None:

@@ -5,6 +5,7 @@ from flows.console import note, progress
 from flows.engine import flow, task
 from flows.stage import stage_main
 from storage.settings import settings
+from tasks.ledger import LEDGER_NAME, read_ledger
 from tasks.params import load_params
 
 
@@ -23,11 +24,23 @@ def build(dataset: str) -> None:
             settings().mirror,
             bars,
             dataset,
+            settings().data_path(dataset, LEDGER_NAME),
         )
     note(
         f"{dataset}: {report.train_images:,} training and {report.test_images:,} test images in "
         f"{len(report.classes)} classes, from {report.origin}, {report.seconds:.1f} s"
     )
+
+
+def has_changed(dataset: str) -> bool:
+    """Whether images came into the source, went or changed since the stage ran; a look at the folder only."""
+    from tasks.download import fingerprint
+
+    params = load_params(dataset).download
+    ledger = read_ledger(settings().data_path(dataset, LEDGER_NAME))
+    if ledger is None or ledger.fingerprint is None:
+        return False  # it never ran, which DVC sees itself, or its source never grows
+    return fingerprint(params.source or dataset, params.model_dump(exclude={"source"})) != ledger.fingerprint
 
 
 @flow("download")

@@ -7,6 +7,7 @@ none of their results and caches nothing: DVC knows what depends on what, and Pr
 
 import os
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from functools import wraps
 from itertools import islice
 from typing import Any, ParamSpec, TypeVar
@@ -27,37 +28,11 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import prefect  # noqa: E402
 from prefect.cache_policies import NO_CACHE  # noqa: E402
 from prefect.futures import as_completed  # noqa: E402
-from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner  # noqa: E402
+
+from flows.runners import check_server, task_runner, worker_died  # noqa: E402
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-
-def task_runner() -> TaskRunner[Any]:
-    """The runner that DMCP_RUNNER names; `over_shards` says how many shards it has at once.
-
-    Raises:
-        SettingsError: its package is not installed.
-    """
-    kind, workers = settings().runner, settings().workers
-    if kind == "threads":
-        return ThreadPoolTaskRunner(max_workers=workers)
-    if kind == "processes":
-        from prefect.task_runners import ProcessPoolTaskRunner
-
-        return ProcessPoolTaskRunner(max_workers=workers)
-    try:
-        if kind == "dask":
-            from prefect_dask import DaskTaskRunner
-
-            return DaskTaskRunner(cluster_kwargs={"n_workers": workers, "threads_per_worker": 1})
-        from prefect_ray import RayTaskRunner
-
-        return RayTaskRunner(init_kwargs={"num_cpus": workers})
-    except ImportError as error:
-        raise SettingsError(
-            f"DMCP_RUNNER is {kind}, which is not installed.", f"uv pip install prefect-{kind}, or unset DMCP_RUNNER."
-        ) from error
 
 
 def flow(name: str, sharded: bool = False) -> Callable[[Callable[P, R]], prefect.Flow[P, R]]:
@@ -100,14 +75,36 @@ def over_shards(work: prefect.Task[..., R], jobs: Iterable[tuple[Any, ...]], fin
         work: a Prefect task, called with the members of a job by the running flow's task runner.
         jobs: arguments of each call; paths and digests.
         finished: told each result as it comes, in no particular order.
+
+    Raises:
+        SettingsError: the runner needs a Prefect server, and there is none.
+        EnvironmentFault: a process of the runner ended while it was at a task.
     """
+    check_server()
     waiting = iter(jobs)
     running: list[Any] = []
     window = settings().workers
-    while True:
-        running += [work.submit(*job) for job in islice(waiting, window - len(running))]
-        if not running:
-            return
-        done = next(iter(as_completed(running)))
-        running.remove(done)
-        finished(done.result())
+    try:
+        while True:
+            running += [work.submit(*job) for job in islice(waiting, window - len(running))]
+            if not running:
+                return
+            done = next(iter(as_completed(running)))
+            running.remove(done)
+            finished(_result(done))
+    except Exception:
+        for future in running:  # may be elsewhere: none outlives the flow, which has the folder's lock
+            with suppress(Exception):
+                future.wait()
+        raise
+
+
+def _result(future: Any) -> Any:
+    """What a task returned. Raises the error that it ended with, EnvironmentFault when its process ended."""
+    try:
+        return future.result()
+    except Exception as error:
+        died = worker_died(error)
+        if died is None:
+            raise
+        raise died from error

@@ -2,6 +2,8 @@
 
 `selection.yaml` (not in git) names the data set that dvc.yaml's stages are made for, because DVC's templates read files
 and no environment variables. dvc.lock keeps the stages of every data set side by side, so going back reruns nothing.
+It also names the presets that the protection is evaluated by, none unless asked for: with none there is no stage
+`evaluate-protection`, so neither `make run` nor a bare `dvc repro` starts an hour of training.
 """
 
 import json
@@ -9,6 +11,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,24 +20,32 @@ import yaml
 from flows.stage import FAILURE_NOTE
 from storage.errors import DmcpError, ServiceError, UsageError
 from storage.files import write_atomic
-from tasks.params import load_params
+from tasks.params import load_params, preset_named
 
 SELECTION = Path("selection.yaml")
 _HINT = "Use `dvc push`"  # after every stage; we push at the end
 _HEADER = """\
 # Which data set the stages of dvc.yaml are made for. Written by `make run DATASET=...` and `dmcp run --dataset ...`;
-# the seeds are those of params.yaml.
+# the seeds are those of params.yaml. `presets` stands here after `dmcp evaluate-protection`.
 """
 
 
-def select_dataset(name: str) -> None:
+def select_dataset(name: str, presets: Sequence[str] = ()) -> None:
     """Make the stages of this data set the ones that DVC sees from now on.
 
+    Args:
+        presets: those that its protection is to be evaluated by.
+
     Raises:
-        ParameterError: params.yaml knows no such data set, or one of its parameters can not be used.
+        ParameterError: params.yaml knows no such data set or preset, or one of its parameters can not be used.
     """
-    seeds = load_params(name).seeds
-    text = _HEADER + yaml.safe_dump({"dataset": name, "seeds": seeds}, sort_keys=False)
+    params = load_params(name)
+    selection: dict[str, Any] = {"dataset": name, "seeds": params.seeds}
+    for preset in presets:
+        preset_named(params, preset)
+        # A mapping, which DVC merges with the empty one of dvc.yaml; a list would have to stand in every selection.
+        selection.setdefault("presets", {})[f"{name}-{preset}"] = {"dataset": name, "preset": preset}
+    text = _HEADER + yaml.safe_dump(selection, sort_keys=False)
     if not SELECTION.exists() or SELECTION.read_text(encoding="utf-8") != text:
         write_atomic(SELECTION, text.encode())
 
@@ -57,8 +68,11 @@ def check_selection(dataset: str) -> None:
         )
 
 
-def stages() -> list[str]:
+def stages(of: str | None = None) -> list[str]:
     """Addresses of the selected data set's stages, each after all that it depends on.
+
+    Args:
+        of: only this stage and what it depends on.
 
     Raises:
         ServiceError: DVC can not read the graph.
@@ -67,6 +81,9 @@ def stages() -> list[str]:
 
     with _repo() as repo:
         graph = repo.index.graph
+        if of is not None:
+            last = next(stage for stage in graph if stage.addressing == of)
+            graph = graph.subgraph({last, *nx.descendants(graph, last)})
         order = nx.lexicographical_topological_sort(graph.reverse(), key=lambda stage: stage.addressing)
         return [stage.addressing for stage in order]
 
@@ -77,15 +94,20 @@ def is_current(stage: str) -> bool:
         return not repo.status(targets=[stage], with_deps=False)
 
 
-def run_stage(stage: str) -> None:
+def run_stage(stage: str, force: bool = False) -> None:
     """Run one stage by DVC, whatever the stages before it say; its output goes where ours goes.
+
+    Args:
+        stage: its address.
+        force: also when nothing changed that DVC knows of.
 
     Raises:
         DmcpError: it failed; with the stage's own message and exit code where it left them (`flows/stage.py`).
     """
     with tempfile.TemporaryDirectory(prefix="dmcp-") as folder:
         note = Path(folder, "failure.json")
-        command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", stage]
+        options = ["--single-item", "--force"] if force else ["--single-item"]
+        command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", *options, stage]
         env = _environment() | {FAILURE_NOTE: str(note)}
         with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) as dvc:
             assert dvc.stdout is not None

@@ -5,19 +5,22 @@ and `make run` run this in their own process, the deployment `pipeline` runs it 
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any
 
 from filelock import FileLock, Timeout
 
 from flows import access, graph
 from flows.console import note
+from flows.download import has_changed
 from flows.engine import flow, task
-from flows.publish import publish_folder
+from flows.publish import latest_published, publish_folder
 from flows.roundtrip import round_trip
 from flows.services import object_store
 from flows.stage import stage_main
+from storage.audit import checkpoint_due, open_audit_log
 from storage.errors import WorkspaceBusy
+from storage.objects import open_store
 from storage.settings import settings
 
 
@@ -37,18 +40,25 @@ def pipeline(dataset: str = "sample") -> dict[str, Any]:
         access.prepare(dataset)
         ran = [stage for stage in graph.stages() if bring_up_to_date(stage)]
         pushed = push()
-        published = publish_folder(str(settings().data_path(dataset, "protected")), dataset)
-        round_trip(dataset, published["id"])
-    return {"ran": ran, "version": published["id"], "pushed": pushed}
+        version = None if ran else latest_published(dataset)
+        if version is None:
+            version = publish_folder(str(settings().data_path(dataset, "protected")), dataset)["id"]
+            round_trip(dataset, version)
+        else:
+            note(f"{dataset}@{version} is published: nothing to do.")
+        anchor_audit_log()
+    return {"ran": ran, "version": version, "pushed": pushed}
 
 
 @task("stage", "{stage}")
 def bring_up_to_date(stage: str) -> bool:
     """Have DVC run a stage if anything it depends on changed; whether it did."""
-    if graph.is_current(stage):
+    name, _, dataset = stage.partition("@")
+    grown = name == "download" and has_changed(dataset)  # DVC does not watch where the images come from
+    if graph.is_current(stage) and not grown:
         note(f"{stage}: unchanged")
         return False
-    graph.run_stage(stage)
+    graph.run_stage(stage, force=grown)
     return True
 
 
@@ -56,6 +66,14 @@ def bring_up_to_date(stage: str) -> bool:
 def push() -> bool:
     """Send clean and recovered data to DVC's private remote, where one is set; whether one is."""
     return graph.push()
+
+
+@task("anchor the audit log")
+def anchor_audit_log() -> None:
+    """Sign where the audit log ends and put that into the private bucket, when it is time (storage/audit.py)."""
+    with closing(open_audit_log(settings())) as log:
+        store = open_store(settings(), "private")
+        checkpoint_due(log, store, log.home, settings().audit_every_entries, settings().audit_every_seconds)
 
 
 @contextmanager

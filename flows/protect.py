@@ -1,38 +1,38 @@
 """Stage `protect`: the clean variant becomes the protected one, shard by shard, side by side.
 
-A shard is always computed by one thread, so the bytes do not depend on how many run at once; a killed run goes on with
-the shards that were not finished (`flows/work.py`).
+A shard is always computed by one thread, so the bytes do not depend on how many run at once, nor where; a killed run
+goes on with the shards that were not finished (`flows/work.py`). Of more than DMCP_SHARDS_PER_RUN shards, child runs of
+the deployment `protect-shards` do so many each (`flows/child_runs.py`).
 """
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from flows.access import current_key_id, data_key
+from flows.child_runs import over_runs, range_of
 from flows.console import note
 from flows.engine import flow, over_shards, task
 from flows.meter import meter
+from flows.runners import check_home
 from flows.stage import stage_main
-from flows.work import Slot, Work, code_digest, place, read_job, work_for
+from flows.work import Slot, Work, place, read_job, work_for
+from storage.errors import SettingsError
 from storage.files import replace_directory, sha256_file, write_atomic
 from storage.manifest import MANIFEST_NAME, Manifest, read_manifest, write_manifest
 from storage.settings import settings
 from storage.shards import ShardInfo, describe_shard
+from tasks.digests import code_digest
+from tasks.growth import basis_of
 from tasks.learning.device import resolve_device
-from tasks.method.exact import ExactParameters
-from tasks.method.paper import PaperParameters
-from tasks.method.perturbation import FspParameters
-from tasks.method.sign_perturbation import SignParameters
 from tasks.params import ProtectParams, load_params
 from tasks.protect import (
-    ExactMethod,
-    Method,
-    PaperMethod,
     ProtectJob,
     ShardReport,
+    method_named,
     prepare_library,
     protect_shard,
     summarise,
@@ -43,11 +43,16 @@ CODE = (
     "tasks/method",
     "tasks/protect.py",
     "tasks/batches.py",
+    "tasks/growth.py",
     "tasks/models_io.py",
     "tasks/learning",
     "storage/png.py",
     "storage/shards.py",
 )
+
+
+SHARDS = "protect-shards/protect-shards"
+"""FLOW/DEPLOYMENT of the child runs."""
 
 
 def protect(dataset: str) -> None:
@@ -81,6 +86,7 @@ def run_protect(clean: Path, out: Path, surrogate: Path, params: ProtectParams, 
         CorruptManifest, CorruptShard, UnsupportedImage, DatasetError: the variant can not be read.
         ParameterError: the parameters do not fit together, or not to the variant.
         WorkspaceBusy: another process does the very same.
+        EnvironmentFault: a worker process ended, or no worker takes the child runs.
     """
     return protect_variant(str(clean), str(out), str(surrogate), params.model_dump(), key_id)
 
@@ -92,26 +98,33 @@ def protect_variant(clean: str, out: str, surrogate: str, parameters: dict[str, 
     source, target = Path(clean), Path(out)
     manifest = read_manifest(source)
     data_key(key_id)  # before anything is computed: is the key there?
-    facts = {
-        "clean": sha256_file(source / MANIFEST_NAME),
-        "surrogate": sha256_file(Path(surrogate)),
-        # Of the profile that is used alone: other values of the other one decide nothing.
-        "parameters": {name: parameters[name] for name in ("profile", parameters["profile"])},
-        "key": key_id,
-        "device": resolve_device(settings().device).type,
-        "code": code_digest(*CODE),
-    }
+    facts = facts_of(manifest, Path(surrogate), parameters, key_id)
     with work_for("protect", manifest.dataset, facts) as work:
         _prepare(work, facts, source, manifest, Path(surrogate))
         reports = _protect_shards(manifest, work)
         with replace_directory(target, MANIFEST_NAME) as folder:
             shards = [_placed(work.slot(shard.sha256), folder / shard.name) for shard in manifest.shards]
             write_manifest(folder, manifest.model_copy(update={"shards": shards}))
-        work.keep_only_this()
+        work.keep_only_this({shard.sha256 for shard in manifest.shards})
     metrics = summarise([reports[shard.name] for shard in manifest.shards])
     metrics |= {"wall_seconds": round(time.monotonic() - started, 3), "workers": settings().workers, "key_id": key_id}
     note(f"Protected {metrics['protected']:,} of {metrics['images']:,} images in {metrics['wall_seconds']:.0f} s.")
     return metrics
+
+
+def facts_of(manifest: Manifest, surrogate: Path, parameters: dict[str, Any], key_id: str) -> dict[str, Any]:
+    """All that decides the protected shards but for the clean ones."""
+    return {
+        "dataset": manifest.dataset,
+        "split": manifest.split,
+        "basis": basis_of(manifest, surrogate).digest,  # not the manifest: what came in changes no other shard
+        "surrogate": sha256_file(surrogate),
+        # Of the profile that is used alone: other values of the other one decide nothing.
+        "parameters": {name: parameters[name] for name in ("profile", parameters["profile"])},
+        "key": key_id,
+        "device": resolve_device(settings().device).type,
+        "code": code_digest(*CODE),
+    }
 
 
 def _prepare(work: Work, facts: dict[str, Any], clean: Path, manifest: Manifest, surrogate: Path) -> None:
@@ -130,31 +143,62 @@ def _protect_shards(manifest: Manifest, work: Work) -> dict[str, ShardReport]:
     reports: dict[str, ShardReport] = {}
     with meter("protect", len(manifest.shards), manifest.samples) as progress:
 
-        def finished(result: dict[str, Any]) -> None:
-            reports[result["report"]["shard"]] = ShardReport(**result["report"])
-            progress.advance(result["report"]["images"], result["reused"])
+        def finished(report: dict[str, Any], reused: bool) -> None:
+            reports[report["shard"]] = ShardReport(**report)
+            progress.advance(report["images"], reused)
 
-        over_shards(protect_one, ((s.name, s.sha256, str(work.folder)) for s in manifest.shards), finished)
+        jobs = [(shard.name, shard.sha256) for shard in manifest.shards]
+        if 0 < settings().shards_per_run < len(jobs):
+            over_runs(SHARDS, work, jobs, lambda job: work.slot(job[1]).finished(), finished)
+        else:
+            _protect_here(jobs, str(work.folder), finished)
     return reports
 
 
-def method_named(section: Mapping[str, Any]) -> Method:
-    """The method that section `protect` names. Raises ParameterError when values do not fit together."""
-    own = section[section["profile"]]
-    if section["profile"] == "paper":
-        return PaperMethod(own["layer"], FspParameters(**own["perturbation"]), PaperParameters(**own["transform"]))
-    return ExactMethod(own["layer"], SignParameters(**own["perturbation"]), ExactParameters(**own["set"]))
+@flow("protect-shards", sharded=True)
+def protect_range(work: str, first: int, end: int, jobs: str) -> None:
+    """Protect the shards number `first` to `end` - 1 of a run that was split; see `flows/child_runs.py`."""
+    with range_of(work, first, end, jobs) as mine:
+        shared = read_job(work)
+        if shared["code"] != code_digest(*CODE):
+            raise SettingsError("A worker has other code than the run.", "Bring all machines to the same release.")
+        _features(shared)
+        _protect_here(mine, work, lambda report, reused: None)
+
+
+def _protect_here(jobs: Iterable[Sequence[str]], work: str, finished: Callable[[dict[str, Any], bool], None]) -> None:
+    """Protect shards, given by name and digest, by this flow's task runner."""
+    over_shards(
+        protect_one,
+        ((name, sha256, work) for name, sha256 in jobs),
+        lambda result: finished(result["report"], result["reused"]),
+    )
+
+
+def _features(shared: dict[str, Any]) -> None:
+    """Load the surrogate, before threads use it."""
+    layer = method_named(shared["parameters"]).layer
+    surrogate_features(Path(shared["surrogate"]), layer, shared["device"])
 
 
 @task("protect shard", "protect {name}")
 def protect_one(name: str, sha256: str, work: str) -> dict[str, Any]:
     """Protect one shard, unless an earlier run did. The key is taken from the vault here and goes nowhere else."""
+    check_home(work)
     slot = Work(Path(work)).slot(sha256)
     report = slot.finished()
     if report is not None:
         return {"report": report, "reused": True}
     shared = read_job(work)
-    job = ProtectJob(
+    made = asdict(protect_shard(Path(shared["clean"], name), slot.shard, job_of(shared), data_key(shared["key"])))
+    made["shard"] = name
+    slot.finish(made)
+    return {"report": made, "reused": False}
+
+
+def job_of(shared: dict[str, Any]) -> ProtectJob:
+    """What all shards share, from what the work folder says."""
+    return ProtectJob(
         shared["dataset"],
         shared["split"],
         Path(shared["surrogate"]),
@@ -162,10 +206,6 @@ def protect_one(name: str, sha256: str, work: str) -> dict[str, Any]:
         method_named(shared["parameters"]),
         shared["device"],
     )
-    made = asdict(protect_shard(Path(shared["clean"], name), slot.shard, job, data_key(shared["key"])))
-    made["shard"] = name
-    slot.finish(made)
-    return {"report": made, "reused": False}
 
 
 def _placed(slot: Slot, target: Path) -> ShardInfo:

@@ -17,15 +17,14 @@ from flows.engine import flow
 from flows.restore import serve_request
 from flows.services import object_store
 from storage.errors import DmcpError, NotAuthorised, NotFound
-from storage.files import sha256_file
+from storage.files import make_private, sha256_file
 from storage.objects import open_store
 from storage.pull import pull
 from storage.registry import Registry
 from storage.settings import settings
 from tasks.request import fetch_results, submit_request
 
-VISITOR = "visitor"
-"""Whose grant lasts for the length of the trial."""
+VISITOR = access.VISITOR
 
 
 @dataclass(frozen=True)
@@ -44,8 +43,7 @@ def round_trip(dataset: str, version: str) -> RoundTrip:
     Raises:
         DmcpError: something else happened than should.
     """
-    work = settings().home_path("work", "round-trip")
-    work.mkdir(parents=True, exist_ok=True)
+    work = make_private(settings().home_path("work"), "round-trip")
     with object_store(), access.registry() as book, tempfile.TemporaryDirectory(dir=work) as folder:
         pulled = pull(open_store(settings(), "public"), dataset, Path(folder, "pulled"), version)
         shard = sorted(Path(folder, "pulled").glob("*.tar"))[0].name
@@ -66,13 +64,13 @@ def _visitor(book: Registry) -> str:
     try:
         book.get_user(VISITOR)
     except NotFound:
-        return book.add_user(VISITOR)
-    return book.rotate_token(VISITOR)
+        return book.add_user(VISITOR, actor=access.PIPELINE_USER)
+    return book.rotate_token(VISITOR, actor=access.PIPELINE_USER)
 
 
 def _refused(book: Registry, token: str, dataset: str, version: str, shard: str, work: Path) -> str:
     with suppress(NotFound):
-        book.revoke(VISITOR, dataset)
+        book.revoke(VISITOR, dataset, actor=access.PIPELINE_USER)
     try:
         _submit(book, token, dataset, version, shard, work)
     except NotAuthorised as error:
@@ -82,11 +80,12 @@ def _refused(book: Registry, token: str, dataset: str, version: str, shard: str,
 
 @contextmanager
 def _granted(book: Registry, dataset: str) -> Iterator[None]:
-    book.grant(VISITOR, dataset, datetime.now(UTC) + timedelta(hours=1))
+    book.grant(VISITOR, dataset, datetime.now(UTC) + timedelta(hours=1), actor=access.PIPELINE_USER)
+    access.accept_current_terms(book, book.get_user(VISITOR), dataset)
     try:
         yield
     finally:
-        book.revoke(VISITOR, dataset)
+        book.revoke(VISITOR, dataset, actor=access.PIPELINE_USER)
 
 
 def _restored(book: Registry, token: str, dataset: str, version: str, shard: str, folder: Path) -> int:

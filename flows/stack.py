@@ -1,8 +1,11 @@
-"""The local stack: object store, Prefect server with a worker, MLflow; all on loopback, all state below HOME.
+"""The local stack: gateway, object store, Prefect server with a worker, MLflow; on loopback, all state below HOME.
 
-    up(settings)       starts what does not live yet, waits until it answers, deploys prefect.yaml
+    up(settings)       starts what does not live (any more), waits until it answers, deploys prefect.yaml
     down(settings)     stops all of it
     status(settings)   what lives, and where
+
+What a killed service left running (its children) is ended before it is started again, but for the worker: a
+restoration that its worker's death left alone goes on, and is taken up again by another if it dies too.
 
 What a setting places elsewhere (DMCP_S3_ENDPOINT, DMCP_MLFLOW_URI as an http address, PREFECT_API_URL) is used as it is
 and never started or stopped here. Prefect of this kind has no users: loopback only, for the operator only.
@@ -11,17 +14,18 @@ and never started or stopped here. Prefect of this kind has no users: loopback o
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flows import daemons
-from flows.deployments import DEPLOY_SECONDS, POOL, call, deploy, live_api, live_workers, make_pool
+from flows.deployments import DEPLOY_SECONDS, call, deploy, live_api, live_workers, make_pool
 from flows.environment import PROJECT, quiet_environment, service_environment
-from storage.errors import ServiceError, WorkspaceBusy
+from flows.programs import answers, start_gateway, start_mlflow, start_worker
+from flows.programs import start_prefect as _start_prefect
+from storage.errors import KeyVaultError, ServiceError, WorkspaceBusy
 from storage.settings import Settings
 
 if TYPE_CHECKING:
@@ -43,7 +47,7 @@ __all__ = [
 ]
 
 START_SECONDS = 300.0  # a server that starts in 7 s alone takes over a minute on a machine that trains
-SERVICES = ("objects", "prefect", "worker", "mlflow")
+SERVICES = ("gateway", "objects", "prefect", "worker", "mlflow")
 Tell = Callable[[str], None]
 
 
@@ -59,16 +63,6 @@ class Status:
 
 
 # --- Prefect ---------------------------------------------------------------------------------------------------------
-
-
-def _start_prefect(settings: Settings) -> daemons.Daemon:
-    home = settings.home_path()
-    port = daemons.port_for(home, "prefect")
-    command = [sys.executable, "-m", "prefect", "server", "start", "--host", daemons.LOOPBACK, "--port", str(port)]
-    environment = service_environment(settings)
-    # The address of the server that the *browser* calls; and never the caller's own PREFECT_API_URL.
-    environment["PREFECT_API_URL"] = f"http://{daemons.LOOPBACK}:{port}/api"
-    return daemons.start(home, "prefect", command, environment, PROJECT, f"http://{daemons.LOOPBACK}:{port}")
 
 
 def start_prefect(settings: Settings) -> str:
@@ -91,34 +85,6 @@ def stop_idle_prefect(settings: Settings) -> None:
     with _locked(settings):
         if daemons.find(home, "worker") is None:
             daemons.stop(home, "prefect")
-
-
-def _start_worker(settings: Settings, api: str) -> daemons.Daemon:
-    environment = service_environment(settings) | {"PREFECT_API_URL": api, "PREFECT_WORKER_QUERY_SECONDS": "2"}
-    name = f"dmcp-{os.getpid()}-{os.urandom(2).hex()}"
-    command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL, "--type", "process", "--name", name]
-    # A pipeline run must not keep restore requests waiting, and a hundred requests must not fill the memory.
-    command += ["--limit", "4", "--install-policy", "never"]
-    return daemons.start(settings.home_path(), "worker", command, environment, PROJECT, api)
-
-
-# --- MLflow ----------------------------------------------------------------------------------------------------------
-
-
-def _start_mlflow(settings: Settings) -> daemons.Daemon:
-    from tasks.tracking import artifact_folder, open_tracking, tracking_uri
-
-    home = settings.home_path()
-    if not (home / "mlflow.db").exists():
-        open_tracking(settings)  # makes the tables, alone: a training that starts just now waits for it
-    port = daemons.port_for(home, "mlflow")
-    command = [sys.executable, "-m", "mlflow", "server", "--host", daemons.LOOPBACK, "--port", str(port)]
-    command += ["--backend-store-uri", tracking_uri(settings), "--default-artifact-root", artifact_folder(settings)]
-    # Runs write to the database themselves; the server shows them, so one process is enough.
-    command += ["--no-serve-artifacts", "--workers", "1"]
-    # Its job runner is seven more processes and a gigabyte, for features that nothing here uses.
-    environment = service_environment(settings) | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    return daemons.start(home, "mlflow", command, environment, PROJECT, f"http://{daemons.LOOPBACK}:{port}")
 
 
 def _mlflow_elsewhere(settings: Settings) -> str | None:
@@ -154,48 +120,76 @@ def up(settings: Settings, tell: Tell = lambda text: None) -> list[Status]:
     home = settings.home_path()
     with _locked(settings):
         tell("Starting object store, Prefect and MLflow")
-        if settings.s3_endpoint is None:
-            from storage import server
-
-            server.start(home)
+        _up_objects(settings)
         prefect = mlflow = None
         if not os.environ.get("PREFECT_API_URL"):
-            prefect = daemons.find(home, "prefect") or _start_prefect(settings)
+            prefect = _living(settings, "prefect") or _start_prefect(settings)
         if _mlflow_elsewhere(settings) is None:
-            mlflow = daemons.find(home, "mlflow") or _start_mlflow(settings)
+            mlflow = _living(settings, "mlflow") or start_mlflow(settings)
         if prefect is not None:
             tell("Waiting for Prefect")
-            daemons.wait_ready(home, prefect, _answers(f"{prefect.address}/api/health"), START_SECONDS)
-        _up_worker(settings, tell)
+            daemons.wait_ready(home, prefect, answers(f"{prefect.address}/api/health"), START_SECONDS)
+        api = _api_with_pool(settings)
+        gateway = _up_gateway(settings)
+        _up_worker(settings, api, tell)
+        tell("Waiting for the gateway")
+        daemons.wait_ready(home, gateway, answers(f"{gateway.address}/readyz"), START_SECONDS)
         if mlflow is not None:
             tell("Waiting for MLflow")
-            daemons.wait_ready(home, mlflow, _answers(f"{mlflow.address}/health"), START_SECONDS)
+            daemons.wait_ready(home, mlflow, answers(f"{mlflow.address}/health"), START_SECONDS)
     return status(settings)
 
 
-def _answers(url: str) -> Callable[[], bool]:
-    def check() -> bool:
-        import httpx
+def _up_objects(settings: Settings) -> None:
+    if settings.s3_endpoint is not None:
+        return
+    from storage import server
+    from storage.server_state import read_state
 
-        try:
-            return httpx.get(url, timeout=5, trust_env=False).is_success
-        except httpx.HTTPError:
-            return False
+    home = settings.home_path()
+    before = read_state(home)
+    address = server.start(home)
+    if before is not None and not address.endpoint.endswith(f":{before.port}"):
+        daemons.stop(home, "gateway")  # its port was taken meanwhile: the gateway knows the old one only
 
-    return check
+
+def _living(settings: Settings, name: str) -> daemons.Daemon | None:
+    """The daemon if it lives; if it was killed, what it left running is ended."""
+    home = settings.home_path()
+    daemon = daemons.find(home, name)
+    if daemon is None:
+        daemons.sweep(home, name)
+    return daemon
 
 
-def _up_worker(settings: Settings, tell: Tell) -> None:
+def _up_gateway(settings: Settings) -> daemons.Daemon:
+    found = _living(settings, "gateway")
+    if found is not None:
+        return found
+    from flows import access
+    from storage.registry import open_registry
+
+    # What is wrong with the registry is said better here than in the gateway's log; the gateway itself needs no key.
+    with open_registry(settings) as registry, suppress(KeyVaultError):
+        access.adopt_datasets(registry, settings)
+    return start_gateway(settings)
+
+
+def _api_with_pool(settings: Settings) -> str:
     api = live_api(settings)
     if api is None:
         raise ServiceError("The Prefect server stopped again.", "See `dmcp status` for its log.")
-    home = settings.home_path()
     make_pool(api)
+    return api
+
+
+def _up_worker(settings: Settings, api: str, tell: Tell) -> None:
+    home = settings.home_path()
     worker = daemons.find(home, "worker")
     if worker is not None and worker.address != api:  # the server has another address than when it was started
         daemons.stop(home, "worker")
         worker = None
-    worker = worker or _start_worker(settings, api)
+    worker = worker or start_worker(settings, api)
     tell("Deploying prefect.yaml")
     deploy(settings, api)
     tell("Waiting for the worker")
@@ -204,7 +198,7 @@ def _up_worker(settings: Settings, tell: Tell) -> None:
 
 
 def down(settings: Settings, tell: Tell = lambda text: None) -> list[str]:
-    """Stop every service of this HOME, the worker first.
+    """Stop every service of this HOME: first those that use the others.
 
     Returns:
         the names of those that ran.
@@ -215,14 +209,19 @@ def down(settings: Settings, tell: Tell = lambda text: None) -> list[str]:
 
     home = settings.home_path()
     with _locked(settings):
-        tell("Stopping the worker")
-        ran = {"worker": daemons.stop(home, "worker")}
+        tell("Stopping the gateway and the worker")
+        ran = {name: _stop(home, name) for name in ("gateway", "worker")}
         tell("Stopping Prefect, MLflow and the object store")
         with ThreadPoolExecutor() as pool:
             others = ("prefect", "mlflow")
-            ran |= dict(zip(others, pool.map(lambda name: daemons.stop(home, name), others), strict=True))
+            ran |= dict(zip(others, pool.map(lambda name: _stop(home, name), others), strict=True))
         ran["objects"] = server.stop(home)
     return [name for name in SERVICES if ran[name]]
+
+
+def _stop(home: Path, name: str) -> bool:
+    stopped = daemons.stop(home, name)
+    return daemons.sweep(home, name) or stopped
 
 
 def status(settings: Settings) -> list[Status]:

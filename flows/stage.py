@@ -8,7 +8,6 @@ and the next run would find it in the way. What it has finished so far is found 
 """
 
 import argparse
-import errno
 import inspect
 import json
 import os
@@ -24,6 +23,7 @@ import psutil
 
 from flows.console import show_error
 from flows.services import is_dvc, prefect_server
+from storage.disk import FULL, disk_fault
 from storage.errors import DmcpError, EnvironmentFault, SettingsError
 from storage.files import write_atomic
 from storage.settings import settings
@@ -32,7 +32,6 @@ FAILURE_NOTE = "DMCP_FAILURE_NOTE"
 """Environment variable: file in which a stage that fails leaves its message and exit code."""
 
 WATCH_SECONDS = 1.0
-_FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
 def stage_main(stage: Any, arguments: Sequence[str] | None = None) -> NoReturn:
@@ -51,10 +50,10 @@ def stage_main(stage: Any, arguments: Sequence[str] | None = None) -> NoReturn:
     except DmcpError as error:
         _leave(error)
     except OSError as error:
-        if error.errno not in _FULL:
+        fault = disk_fault(error) if error.errno in FULL else None
+        if fault is None:
             raise
-        place = f" while writing {error.filename}" if error.filename else ""
-        _leave(EnvironmentFault(f"The disk is full{place}.", "Free some space and run it again: it resumes."))
+        _leave(fault)
     except KeyboardInterrupt:
         sys.exit(130)
     sys.exit(0)

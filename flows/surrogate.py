@@ -9,16 +9,19 @@ from tasks.params import load_params
 
 @task("train surrogate")
 def train_network(dataset: str) -> None:
-    """Train on the clean variant; a killed training goes on after its last whole epoch."""
-    from tasks.surrogate import train_surrogate
+    """Train on the clean variant, unless it only grew; a killed training goes on after its last whole epoch."""
+    from tasks.surrogate import is_kept, train_surrogate
 
-    folder = settings().data_path(dataset)
+    folder, params = settings().data_path(dataset), load_params(dataset).surrogate
+    if is_kept(folder / "clean", folder / "surrogate", params):
+        note("Images only came in: the surrogate stays, so that what is published stays too.")
+        return
     with progress(f"Training the surrogate of {dataset}") as bars:
         metrics = train_surrogate(
             folder / "clean",
             folder / "test",
             folder / "surrogate",
-            load_params(dataset).surrogate,
+            params,
             device=settings().device,
             progress=bars,
         )

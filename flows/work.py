@@ -3,6 +3,7 @@
 DVC deletes a stage's outputs before it runs, so shards are built below HOME/work/STAGE/NAME/DIGEST/ and linked into the
 output when all are there. DIGEST covers everything that decides their bytes (parameters, key id, surrogate, the code
 itself) and each shard's folder is named by the digest of its input, so what is found there is what would be computed.
+Restored images lie there, so the folders are their owner's only (0700).
 One DIGEST is kept for each stage and name: the last. A folder is locked while a process works in it.
 """
 
@@ -10,7 +11,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +19,11 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from storage.disk import writing
 from storage.errors import WorkspaceBusy
-from storage.files import write_atomic
+from storage.files import make_private, write_atomic
 from storage.settings import settings
 
-_PROJECT = Path(__file__).resolve().parent.parent
 _REPORT = "report.json"
 _JOB = "job.json"
 
@@ -42,8 +43,15 @@ class Work:
         write_atomic(self.folder / _JOB, json.dumps(job, default=str).encode())
         return str(self.folder)
 
-    def keep_only_this(self) -> None:
-        """Remove what other parameters or older code left of the same stage and name, unless someone is at it."""
+    def keep_only_this(self, shards: Collection[str] | None = None) -> None:
+        """Remove what other parameters or older code left of the same stage and name, unless someone is at it.
+
+        Args:
+            shards: digests of the input shards whose results stay; None: all.
+        """
+        for slot in self.folder.iterdir():
+            if shards is not None and slot.is_dir() and slot.name not in shards:
+                shutil.rmtree(slot, ignore_errors=True)
         for other in self.folder.parent.iterdir():
             if other != self.folder and other.is_dir():
                 with suppress(Timeout), FileLock(_lock(other), timeout=0):
@@ -68,12 +76,13 @@ class Slot:
         return self.folder / self.name
 
     def finished(self) -> dict[str, Any] | None:
-        """The report of a result that is whole, else None."""
+        """The report of a result that is whole, else None. One that says `delivered` needs no result here."""
         try:
             report = json.loads((self.folder / _REPORT).read_text())
         except (FileNotFoundError, ValueError):
             return None
-        return report if isinstance(report, dict) and self.shard.exists() else None
+        there = isinstance(report, dict) and (report.get("delivered") or self.shard.exists())
+        return report if there else None
 
     def finish(self, report: Mapping[str, Any]) -> None:
         """Say that the result is whole."""
@@ -81,17 +90,23 @@ class Slot:
 
 
 @contextmanager
-def work_for(stage: str, name: str, facts: Mapping[str, Any]) -> Iterator[Work]:
+def work_for(stage: str, name: str, facts: Mapping[str, Any], patience: float = 0) -> Iterator[Work]:
     """The work folder of a stage; `facts` are all that decides the results but for the input shards.
+
+    Args:
+        stage: which stage.
+        name: of what: a data set, a request.
+        facts: see above.
+        patience: seconds to wait for a process that is at it.
 
     Raises:
         WorkspaceBusy: another process does the very same.
+        DiskFault: the disk is full, or HOME can not be written.
     """
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
-    folder = settings().home_path("work", stage, name, digest[:32])
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = make_private(settings().home_path("work"), stage, name, digest[:32])
     try:
-        with FileLock(_lock(folder), timeout=0):
+        with writing(folder), FileLock(_lock(folder), timeout=patience):
             yield Work(folder)
     except Timeout:
         raise WorkspaceBusy(f"Another process is at {stage} of {name}.", "Wait until it is done.") from None
@@ -104,19 +119,6 @@ def _lock(folder: Path) -> Path:
 def read_job(folder: str) -> Any:
     """What `write_job` left."""
     return json.loads(Path(folder, _JOB).read_bytes())
-
-
-def code_digest(*paths: str) -> str:
-    """SHA-256 over the Python files at or below these paths of the project: whoever changes them starts afresh."""
-    digest = hashlib.sha256()
-    for path in _sources(paths):
-        digest.update(f"{path.relative_to(_PROJECT)}\0".encode() + path.read_bytes() + b"\0")
-    return digest.hexdigest()
-
-
-def _sources(paths: Iterable[str]) -> list[Path]:
-    found = [_PROJECT / path for path in paths]
-    return sorted({file for path in found for file in (path.rglob("*.py") if path.is_dir() else [path])})
 
 
 def place(source: Path, target: Path) -> None:

@@ -65,11 +65,19 @@ def _parameters(name: str, path: Path | None, extra: dict[str, Any]) -> dict[str
 def _download(name: str, out: Path, parameters: dict[str, Any], dataset: str | None) -> DownloadReport:
     from storage.settings import settings
     from tasks.download import download_dataset
+    from tasks.ledger import LEDGER_NAME
 
     loader = str(parameters.pop("source", name))
     with console.progress(f"Building {dataset or name}") as progress:
         return download_dataset(
-            loader, parameters, out / "clean", out / "test", settings().mirror, progress, dataset or name
+            loader,
+            parameters,
+            out / "clean",
+            out / "test",
+            settings().mirror,
+            progress,
+            dataset or name,
+            out / LEDGER_NAME,
         )
 
 

@@ -1,9 +1,10 @@
-"""`dmcp protect`: one variant folder becomes a protected one, without the rest of the pipeline."""
+"""`dmcp protect`: one variant becomes a protected one, without the rest of the pipeline."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +16,8 @@ from flows.commands import common
 if TYPE_CHECKING:
     from tasks.params import SurrogateParams
 
+PANEL = "Of the version, from s3:// to s3://"
+
 
 def register(root: typer.Typer) -> None:
     """Add the command to the command tree."""
@@ -22,8 +25,12 @@ def register(root: typer.Typer) -> None:
 
 
 def protect(
-    clean: Annotated[Path, typer.Argument(metavar="CLEAN", help="A clean variant: shards with manifest.json.")],
-    protected: Annotated[Path, typer.Argument(metavar="PROTECTED", help="The folder to make.")],
+    clean: Annotated[
+        str, typer.Argument(metavar="CLEAN", help="A clean variant, shards with manifest.json: a folder or an s3://.")
+    ],
+    protected: Annotated[
+        str, typer.Argument(metavar="PROTECTED", help="The folder to make; or the s3:// where it is published.")
+    ],
     surrogate: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A surrogate, model.pt; without one, one is trained on CLEAN.")
     ] = None,
@@ -31,29 +38,67 @@ def protect(
         str | None, typer.Option(help="The data set: its key and its entry in params.yaml. Default: the manifest's.")
     ] = None,
     sets: common.Set = None,
+    terms: Annotated[Path | None, typer.Option(metavar="FILE", help="Licence terms.", rich_help_panel=PANEL)] = None,
+    contact: Annotated[str | None, typer.Option(help="How to ask for access.", rich_help_panel=PANEL)] = None,
+    creator: Annotated[str | None, typer.Option(help="Who made it.", rich_help_panel=PANEL)] = None,
+    url: Annotated[str | None, typer.Option(help="The data set's page.", rich_help_panel=PANEL)] = None,
+    date: Annotated[
+        datetime | None, typer.Option(formats=["%Y-%m-%d"], help="Its date.", rich_help_panel=PANEL)
+    ] = None,
 ) -> None:
     """Protect a variant under the data set's newest key. Images that nothing fits are left out and reported.
 
     Parameters are those of params.yaml; --set changes them, as in --set exact.set.amplitude=10 (or, for the network
     that is trained first, --set surrogate.epochs=3).
+
+    From one s3://BUCKET/PREFIX to another, a shard at a time: CLEAN is never copied here as a whole, and what is made
+    is published there, as `dmcp publish` does it. That needs --surrogate.
     """
+    from storage.croissant import About
+    from storage.files import write_atomic
+
+    about = About(contact, creator, url, date.date() if date else None)
+    if streams(clean, protected, said=terms is not None or about != About()):
+        from flows.commands import protect_stream
+
+        protect_stream.run(clean, protected, surrogate, dataset, sets, terms, about)
+        return
     from flows.protect import run_protect
     from flows.services import prefect_server
-    from storage.files import write_atomic
     from storage.keys import open_vault
     from storage.settings import settings
 
-    name = _dataset(clean, dataset)
+    source, target = Path(clean), Path(protected)
+    name = _dataset(source, dataset)
     values = common.parse_sets(sets)
     over = {"surrogate": values.pop("surrogate", {}), "protect": values}
     params = common.params_for(name, over)
     key_id = open_vault(settings()).current(name).key_id
-    model = surrogate or _surrogate(clean, params.surrogate)
+    model = surrogate or _surrogate(source, params.surrogate)
     with prefect_server():
-        metrics = run_protect(clean, protected, model, params.protect, key_id)
-    report = protected.with_name(f"{protected.name}.report.json")
+        metrics = run_protect(source, target, model, params.protect, key_id)
+    report = target.with_name(f"{target.name}.report.json")
     write_atomic(report, json.dumps(metrics, indent=2).encode() + b"\n")
-    _tell(name, protected, report, metrics)
+    _tell(name, target, report, metrics)
+
+
+def streams(clean: str, protected: str, said: bool) -> bool:
+    """Whether it goes from address to address; `said`: the version's texts are given.
+
+    Raises:
+        UsageError: one is an address and the other a folder, or a folder is to be published.
+    """
+    from storage.addresses import is_address
+    from storage.errors import UsageError
+
+    if is_address(clean) != is_address(protected):
+        raise UsageError(
+            "CLEAN and PROTECTED are both folders, or both addresses (s3://BUCKET/PREFIX).",
+            "A folder that is protected is sent by `dmcp publish`.",
+        )
+    if said and not is_address(clean):
+        raise UsageError("A folder is made, not published.", "Give --terms and the rest to `dmcp publish`.")
+    return is_address(clean)
 
 
 def _dataset(clean: Path, wanted: str | None) -> str:
@@ -87,13 +132,17 @@ def _surrogate(clean: Path, section: SurrogateParams) -> Path:
     from storage.files import sha256_file
     from storage.manifest import MANIFEST_NAME
     from storage.settings import settings
-    from tasks.surrogate import train_surrogate
+    from tasks.surrogate import is_kept, train_surrogate
 
     facts = sha256_file(clean / MANIFEST_NAME) + section.model_dump_json()
     folder = settings().home_path("work", "surrogates", hashlib.sha256(facts.encode()).hexdigest()[:16])
     if (folder / "model.pt").exists():
         console.note(f"The surrogate trained before on {console.shown(clean)} is used again.")
         return folder / "model.pt"
+    for other in sorted(folder.parent.glob("*/")):
+        if is_kept(clean, other, section):
+            console.note(f"Images only came into {console.shown(clean)}: the surrogate of before is used again.")
+            return other / "model.pt"
     beside = clean.resolve().parent / "test"
     test = beside if (beside / MANIFEST_NAME).exists() else clean
     with console.progress(f"No surrogate is given: training {section.architecture} on {console.shown(clean)}") as bars:
@@ -102,11 +151,16 @@ def _surrogate(clean: Path, section: SurrogateParams) -> Path:
     return folder / "model.pt"
 
 
-def _tell(name: str, protected: Path, report: Path, metrics: dict[str, Any]) -> None:
-    """What was protected, and what was left out and why."""
+def tell_left_out(metrics: dict[str, Any]) -> None:
+    """How many images were left out, and why."""
     if metrics["left_out"]:
         reasons = Counter(entry["reason"] for entry in metrics["left_out"])
         console.table(("left out", "reason"), [(count, reason) for reason, count in reasons.most_common()])
+
+
+def _tell(name: str, protected: Path, report: Path, metrics: dict[str, Any]) -> None:
+    """What was protected, and what was left out and why."""
+    tell_left_out(metrics)
     folder = console.shown(protected)
     console.finished(
         f"Protected {metrics['protected']:,} of {metrics['images']:,} images of {name} under the key "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -21,21 +22,32 @@ def publish(
     protected: Annotated[Path, typer.Argument(metavar="PROTECTED", help="A protected variant.")],
     terms: Annotated[Path | None, typer.Option(metavar="FILE", help="Licence terms, a text file.")] = None,
     contact: Annotated[str | None, typer.Option(help="How to ask for access, for the data card.")] = None,
+    creator: Annotated[str | None, typer.Option(help="Who made it, for citations.")] = None,
+    url: Annotated[str | None, typer.Option(help="The data set's page, for citations and search engines.")] = None,
+    date: Annotated[datetime | None, typer.Option(formats=["%Y-%m-%d"], help="Its date, for citations.")] = None,
     dataset: Annotated[str | None, typer.Option(help="The data set's name; default: the manifest's.")] = None,
 ) -> None:
     """Publish a protected variant as an immutable version and make it the latest.
 
     Every image is checked first: what is not protected is never sent. Publishing the same again changes nothing.
     """
+    from flows import access
+    from storage.audit import open_audit_log
+    from storage.croissant import About
     from storage.settings import settings
     from tasks.publish import publish_variant
 
     name = common.dataset_of(protected, dataset)
     text = terms.read_text(encoding="utf-8") if terms else None
+    about = About(contact, creator, url, date.date() if date else None)
     with common.store_of("public") as store, console.progress(f"Publishing {name}") as progress:
         done = publish_variant(
-            protected, store, name, text, progress, contact=contact, workers=min(8, settings().workers * 2)
+            protected, store, name, text, progress, about=about, workers=min(8, settings().workers * 2)
         )
+        with access.registry() as book:
+            access.ensure_dataset(book, name, actor="local")
+        with open_audit_log(settings()) as log:
+            log.record("local", "version.publish", dataset=name, subject=done.id, details={"images": done.samples})
         place = store.where(f"{name}/versions/{done.id}/")
     console.finished(
         f"Published {done.dataset}@{done.id}: {done.samples:,} images, {console.size(done.bytes)}; "

@@ -52,20 +52,21 @@ def request(
 
     Images may be any subset, renamed and in any order; PNG files must be as they were published.
     """
+    from storage.files import make_private
     from storage.objects import open_store
     from storage.registry import open_registry
     from storage.settings import settings
     from tasks.request import submit_request
 
     secret = _token(token)
-    wanted = _lines(subset) if subset else None
+    wanted = lines_of(subset) if subset else None
     with common.object_store(), console.progress("Handing in") as progress, open_registry(settings()) as registry:
         request_id = submit_request(
             registry,
             open_store(settings(), "private"),
             secret,
             source,
-            work=settings().home_path("work", "requests"),
+            work=make_private(settings().home_path("work"), "requests"),
             public=open_store(settings(), "public"),
             subset=wanted,
             dataset=dataset,
@@ -96,14 +97,16 @@ def _token(given: str | None) -> str:
     return str(typer.prompt("Token", hide_input=True, err=True)).strip()
 
 
-def _lines(path: Path) -> list[str]:
+def lines_of(path: Path) -> list[str]:
     """The lines of a file that are not empty."""
     return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
 
 
 def restore(
     request_id: Annotated[str, typer.Argument(metavar="REQUEST", help="The id that `dmcp request` printed.")],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="A folder that does not exist yet, or is empty.")],
+    out: Annotated[
+        str, typer.Argument(metavar="OUT", help="A folder, or s3://BUCKET/PREFIX, that does not exist or is empty.")
+    ],
     force: Annotated[
         bool, typer.Option("--force", help="Take over a request that is running, because its worker was killed.")
     ] = False,
@@ -116,25 +119,52 @@ def restore(
     when all of them were refused; 5 without the key, 6 without a grant that is in force, 8 for an unknown request.
     """
     from flows.dispatch import serve
+    from storage.addresses import is_address
+    from storage.files import make_private
     from storage.objects import open_store
     from storage.settings import settings
     from tasks.request import fetch_results
     from tasks.request_results import check_out
 
-    check_out(out)
+    if is_address(out):
+        _restore_to(request_id, out, force)
+        return
+    check_out(Path(out))
     with common.object_store():
         with console.waiting("Restoring") as tell:
             serve(settings(), request_id, tell, force)
         with console.progress("Fetching the result") as progress:
-            work = settings().home_path("work", "requests")
-            done = fetch_results(open_store(settings(), "private"), request_id, out, work, progress)
-    _tell(request_id, done)
-    if done.refused and not done.restored:
+            work = make_private(settings().home_path("work"), "requests")
+            done = fetch_results(open_store(settings(), "private"), request_id, Path(out), work, progress)
+    tell_unpacked(f"Request {request_id}", done)
+
+
+def _restore_to(request_id: str, address: str, force: bool) -> None:
+    """`restore` to an address, a shard at a time."""
+    from flows.dispatch import serve
+    from storage.addresses import open_private_address
+    from storage.files import make_private
+    from storage.objects import open_store
+    from storage.settings import settings
+    from tasks.request_deliver import check_place, deliver_results
+
+    with common.object_store():
+        place = open_private_address(settings(), address)
+        check_place(place, request_id)
+        with console.waiting("Restoring") as tell:
+            serve(settings(), request_id, tell, force)
+        with console.progress("Delivering the result") as progress:
+            work = make_private(settings().home_path("work"), "requests")
+            mine = deliver_results(open_store(settings(), "private"), request_id, place, work, progress)
+    refused = f", {len(mine.refused):,} refused" if mine.refused else ""
+    where = [("images", address), ("report", place.where("report.json"))]
+    console.finished(f"Request {request_id}: {mine.restored:,} images restored{refused}.", where)
+    if mine.refused and not mine.restored:
         raise typer.Exit(7)
 
 
-def _tell(request_id: str, done: Unpacked) -> None:
-    """What came back, and why the rest did not."""
+def tell_unpacked(what: str, done: Unpacked) -> None:
+    """What came back of `what`, and why the rest did not. Raises typer.Exit(7) when nothing did."""
     if done.refused:
         groups: dict[tuple[str, str], list[str]] = {}
         for refusal in done.refused:
@@ -149,7 +179,9 @@ def _tell(request_id: str, done: Unpacked) -> None:
         where.insert(0, ("images", out))
     if done.refused:
         where.append(("refused, one by one", f"{out}/refused.csv"))
-    console.finished(f"Request {request_id}: {done.restored:,} images restored{refused}.", where, _next(done, out))
+    console.finished(f"{what}: {done.restored:,} images restored{refused}.", where, _next(done, out))
+    if done.refused and not done.restored:
+        raise typer.Exit(7)
 
 
 def _next(done: Unpacked, out: str) -> list[str]:

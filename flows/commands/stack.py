@@ -1,4 +1,4 @@
-"""`dmcp up`, `dmcp down`, `dmcp status`: the local stack."""
+"""`dmcp up`, `dmcp down`, `dmcp status`: the local stack, with the gateway for those who have a token."""
 
 from __future__ import annotations
 
@@ -11,7 +11,13 @@ from flows import console
 if TYPE_CHECKING:
     from flows.stack import Status
 
-_TITLES = {"objects": "object store (S3)", "prefect": "Prefect", "worker": "Prefect worker", "mlflow": "MLflow"}
+_TITLES = {
+    "gateway": "gateway",
+    "objects": "object store (S3)",
+    "prefect": "Prefect",
+    "worker": "Prefect worker",
+    "mlflow": "MLflow",
+}
 
 
 def register(root: typer.Typer) -> None:
@@ -22,7 +28,7 @@ def register(root: typer.Typer) -> None:
 
 
 def up() -> None:
-    """Start object store, Prefect with a worker, and MLflow on loopback; what runs already is kept."""
+    """Start gateway, object store, Prefect with a worker, and MLflow on loopback; what runs already is kept."""
     from flows import stack
     from storage.settings import settings
 
@@ -31,8 +37,22 @@ def up() -> None:
     console.finished(
         "The local stack runs, reachable from this machine only.",
         [(_TITLES[service.name], _place(service)) for service in found] + [("logs", _logs())],
-        ["dmcp run, dmcp request SOURCE, dmcp restore REQUEST OUT", "dmcp down stops it"],
+        [*_first_steps(), "dmcp run, dmcp request SOURCE, dmcp restore REQUEST OUT", "dmcp down stops it"],
     )
+
+
+def _first_steps() -> list[str]:
+    """How the first people get in, as long as there is nobody who could let them in through the gateway."""
+    from storage.registry import open_registry
+    from storage.settings import settings
+
+    with open_registry(settings()) as registry:
+        if any(user.role == "operator" and not user.disabled for user in registry.list_users()):
+            return []
+    return [
+        "dmcp access add-user NAME --role operator   prints the first operator's token: log in with it at the gateway",
+        "dmcp access add-user NAME --role owner      the same for the owner of a data set",
+    ]
 
 
 def down() -> None:

@@ -1,4 +1,4 @@
-"""`dmcp train`, `dmcp compare`, `dmcp export`: what an image data set is good for."""
+"""`dmcp train`, `dmcp export`: what an image data set is good for. `compare` has its own file."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import typer
 
 from flows import console
 from flows.commands import common
+from flows.commands.compare import compare
 
 PANEL = "Models"
 _NAMES = ("clean", "protected", "recovered")
@@ -106,45 +107,6 @@ def _tell(dataset: str, folder: Path, model: Path, record: Path, metrics: dict[s
         ],
         [f"dmcp compare {dataset}", "dmcp up shows the run in MLflow"],
     )
-
-
-def compare(
-    dataset: Annotated[
-        str | None, typer.Argument(metavar="[DATASET]", help="Default: all that were trained on.")
-    ] = None,
-) -> None:
-    """Compare the models of a data set's variants: accuracies, and the digests of the data they were trained on."""
-    from storage.settings import settings
-    from tasks.tracking import open_tracking
-
-    tracking = open_tracking(settings())
-    shown = 0
-    for name in [dataset] if dataset else sorted(e.name for e in tracking.client.search_experiments()):
-        lines = tracking.compare(name)
-        rows = [
-            (
-                line.variant,
-                line.seed,
-                f"{line.test_accuracy:.1%}",
-                f"{line.peak_test_accuracy:.1%}",
-                f"{line.train_accuracy:.1%}",
-                f"{line.architecture}, {line.stem}, {line.recipe}, {line.epochs} epochs",
-                line.data_digest,
-                f"{line.started:%Y-%m-%d %H:%M}",
-            )
-            for line in lines
-        ]
-        if rows:
-            columns = ("variant", "seed", "test", "peak", "training", "how", "data set digest (DVC)", "when (UTC)")
-            console.table(columns, rows, name, right=("seed", "test", "peak", "training"))
-        shown += len(rows)
-    if not shown:
-        console.finished(
-            f"No finished training {f'on {dataset} ' if dataset else ''}is on record.",
-            then=[f"dmcp run --dataset {dataset or 'sample'}, or dmcp train VARIANT"],
-        )
-        return
-    console.say("Next: dmcp up shows curves, pictures and models in MLflow")
 
 
 class Layout(StrEnum):
