@@ -5,15 +5,7 @@ from benchmarks.bench_method import ORDER, bench, load_images, markdown
 from tasks.method.perturbation import FspParameters
 from tasks.protect import PaperMethod
 
-
-@pytest.fixture(autouse=True)
-def without_mirror(monkeypatch: pytest.MonkeyPatch) -> None:
-    from storage.settings import settings
-
-    monkeypatch.delenv("DMCP_MIRROR", raising=False)
-    settings.cache_clear()
-    yield
-    settings.cache_clear()
+pytestmark = pytest.mark.usefixtures("without_mirror")
 
 
 def test_images_without_a_mirror_are_the_samples() -> None:

@@ -1,10 +1,12 @@
-"""One Prefect server and one small, built world for all tests of the flows."""
+"""One Prefect server and one small, built world for all tests of the flows; an empty home for each test that asks."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from storage.server import stop
+from storage.settings import settings
 from tests.flows.world import entered, write_tiny_params
 
 
@@ -49,3 +51,15 @@ def object_store(world: Path) -> Iterator[None]:
 
     with object_store():
         yield
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty home of the test's own, for commands; an object server that they start there is stopped."""
+    monkeypatch.setenv("DMCP_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("DMCP_DATA", str(tmp_path / "data"))
+    monkeypatch.delenv("DMCP_TOKEN", raising=False)
+    settings.cache_clear()
+    yield tmp_path / "home"
+    settings.cache_clear()
+    stop(tmp_path / "home")

@@ -16,12 +16,36 @@ from storage.errors import DmcpError, GrantExpired, NotFound, UnknownKey
 
 HEAVY = ("torch", "prefect", "mlflow", "boto3", "dvc", "numpy", "sqlalchemy", "pydantic", "PIL", "rich")
 COMMANDS = [
-    ["run"],
+    *([name] for name in ("run", "sweep")),
     *(["data", name] for name in ("get", "list")),
-    *(["key", name] for name in ("create", "list")),
+    *(["key", name] for name in ("create", "list", "rotate", "backup", "restore", "check")),
     *([name] for name in ("protect", "publish", "pull", "verify", "inspect")),
-    *(["access", name] for name in ("add-user", "grant", "revoke", "list", "rotate-token")),
-    *([name] for name in ("request", "restore", "requests", "train", "compare", "export", "up", "down", "status")),
+    *(["access", name] for name in ("add-user", "set-role", "disable", "enable")),
+    *(["access", name] for name in ("rotate-token", "add-token", "tokens", "revoke-token")),
+    *(["access", name] for name in ("grant", "renew", "revoke", "list", "datasets", "register", "transfer")),
+    *(["access", "terms", name] for name in ("set", "show", "accept")),
+    *(["access", name] for name in ("ask", "requests", "approve", "deny", "usage")),
+    *(["registry", name] for name in ("version", "upgrade", "sweep")),
+    *(["remote", name] for name in ("login", "logout", "whoami", "rotate-token", "datasets", "versions", "terms")),
+    *(["remote", name] for name in ("ask", "renew", "grants", "request", "list", "status", "wait", "cancel", "retry")),
+    *(["remote", name] for name in ("fetch", "restore")),
+    *(["remote", "owner", name] for name in ("requests", "approve", "deny", "grants", "revoke", "usage")),
+    *(["audit", name] for name in ("show", "verify", "export", "checkpoint")),
+    *(
+        [name]
+        for name in (
+            "request",
+            "restore",
+            "requests",
+            "train",
+            "compare",
+            "evaluate-protection",
+            "export",
+            "up",
+            "down",
+            "status",
+        )
+    ),
 ]
 
 
@@ -59,13 +83,15 @@ def test_every_command_explains_itself(command: list[str]) -> None:
     assert "Usage" in result.output
 
 
+def commands_below(group: object, *path: str) -> list[list[str]]:
+    below = getattr(group, "commands", None)
+    return [x for name in below for x in commands_below(below[name], *path, name)] if below else [list(path)]
+
+
 def test_every_command_is_known_to_this_test() -> None:
     root = typer.main.get_command(app)
     assert isinstance(root, DmcpGroup)
-    found = []
-    for name, command in root.commands.items():
-        below = getattr(command, "commands", None)
-        found += [[name, inner] for inner in below] if below else [[name]]
+    found = commands_below(root)
     assert sorted(found) == sorted(COMMANDS)
 
 

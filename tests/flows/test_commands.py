@@ -1,7 +1,6 @@
 """The commands one by one, on real folders, a real vault, registry and object store."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,27 +15,19 @@ from flows.commands.common import params_for, parse_sets
 from flows.commands.request import _general
 from flows.commands.run import show_table
 from flows.dispatch import failure
+from flows.publish import publish_folder
 from storage import errors
+from storage.audit import open_audit_log
 from storage.errors import DmcpError, ParameterError, UsageError
 from storage.keys import open_vault
-from storage.server import stop
-from storage.settings import Settings, settings
+from storage.registry import open_registry
+from storage.settings import Settings
 from tasks.evaluate import evaluate
 from tasks.method.seal import DataKey
 from tests.protected import protect_images
 from tests.services import make_variant
+from tests.spilled import variant_of
 from tests.tasks.evaluation_folder import PARAMS, make_folder
-
-
-@pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    monkeypatch.setenv("DMCP_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("DMCP_DATA", str(tmp_path / "data"))
-    monkeypatch.delenv("DMCP_TOKEN", raising=False)
-    settings.cache_clear()
-    yield tmp_path / "home"
-    settings.cache_clear()
-    stop(tmp_path / "home")
 
 
 def dmcp(*arguments: object, code: int = 0) -> Result:
@@ -62,6 +53,18 @@ def test_keys_are_made_and_listed_and_never_shown(home: Path) -> None:
     for key_id in ids:
         assert vault.secret(key_id).hex() not in first + second + listed
     assert "No data set is named" in dmcp("key", "create", code=2).stderr
+
+
+def test_who_makes_a_key_owns_the_data_set_unless_someone_does(home: Path) -> None:
+    dmcp("access", "add-user", "olga", "--role", "owner")
+    dmcp("access", "register", "cars", "olga")
+    for name in ("pets", "cars", "pets"):
+        dmcp("key", "create", name)
+    with open_registry(Settings(home=home)) as book:
+        assert {made.name: made.owner.name for made in book.list_datasets()} == {"cars": "olga", "pets": "owner"}
+    with open_audit_log(Settings(home=home)) as log:
+        registered = [(entry.dataset, entry.actor) for entry in log.entries(action="dataset.register")]
+    assert registered == [("cars", "local"), ("pets", "local")]
 
 
 def test_users_and_grants(home: Path) -> None:
@@ -173,12 +176,23 @@ def test_who_hands_in_without_a_right_is_told_so(home: Path, tmp_path: Path, mon
     dmcp("restore", request_id, tmp_path / "in", code=2)
 
 
+def test_what_is_published_has_an_owner(home: Path, tmp_path: Path) -> None:
+    clean = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
+    pets, cars = (
+        variant_of(tmp_path / name, name, protect_images(clean, DataKey(bytes(32), name))) for name in ("pets", "cars")
+    )
+    dmcp("publish", pets)
+    publish_folder.fn(str(cars), "cars")
+    with open_registry(Settings(home=home)) as book:
+        assert {made.name: made.owner.name for made in book.list_datasets()} == {"cars": "owner", "pets": "owner"}
+
+
 def test_pull_of_what_is_not_published(home: Path, tmp_path: Path) -> None:
     assert "not published" in dmcp("pull", "pets", tmp_path / "out", code=8).stderr
 
 
 def test_status_and_down_where_nothing_runs(home: Path) -> None:
-    assert dmcp("status").stdout.count("stopped") == 4
+    assert dmcp("status").stdout.count("stopped") == 5
     assert "Nothing was running" in dmcp("down").stdout
 
 

@@ -15,6 +15,7 @@ from tests.flows.world import PROJECT, TINY, write_tiny_params
 
 PARTS = ("flows", "tasks", "storage", "dvc.yaml", ".dvcignore", ".gitignore", ".dvc/config", ".dvc/.gitignore")
 TRAINING = {f"train@sample-{variant}-0" for variant in ("clean", "protected", "recovered")}
+pytestmark = pytest.mark.timeout(1800)  # the first test waits for the whole job
 
 
 class Clone:
@@ -108,6 +109,15 @@ def test_the_tree_stays_clean_and_dvc_runs_nothing(clone: Clone) -> None:
     said = clone.dvc("repro")
     assert clone.ran(said) == []
     assert "up to date" in said
+
+
+def test_a_pipeline_for_which_nothing_changed_does_nothing(clone: Clone) -> None:
+    objects = {path: path.stat().st_mtime_ns for path in (clone.folder / ".dmcp/objects").rglob("*") if path.is_file()}
+    public = {path: time for path, time in objects.items() if "dmcp-public" in path.parts}
+    said = clone.pipeline()
+    assert clone.ran(said) == []
+    assert "is published: nothing to do" in said and "came back" not in said
+    assert public and {path: path.stat().st_mtime_ns for path in public} == public
 
 
 def test_a_protect_parameter_concerns_protect_and_not_the_surrogate(clone: Clone, params) -> None:

@@ -15,7 +15,7 @@ import pytest
 from flows import access
 from flows.protect import run_protect
 from flows.restore import serve_request
-from storage.errors import GrantExpired, GrantRevoked, NoGrant, UnknownKey, UsageError, WorkspaceBusy
+from storage.errors import GrantExpired, GrantRevoked, NoGrant, NotFound, UnknownKey, UsageError, WorkspaceBusy
 from storage.files import sha256_file
 from storage.keys import open_vault
 from storage.manifest import read_manifest, write_manifest
@@ -147,8 +147,8 @@ def test_grants_are_checked_when_the_request_is_served(requester: Requester, tmp
         serve_request(request_id)
     request = requester.book.get_request(request_id)
     assert request.state == "failed" and "revoked" in request.message
-    images, refused = requester.fetch(request_id)
-    assert images == {} and refused == {"a.png": "GrantRevoked"}
+    with pytest.raises(NotFound):
+        requester.fetch(request_id)
 
     requester.book.grant(requester.name, "sample")
     serve_request(request_id, force=True)
@@ -196,6 +196,28 @@ def test_images_of_a_key_that_the_vault_lacks(requester: Requester, built: Path,
         request_id = requester.submit(tmp_path / "theirs")
         with pytest.raises(UnknownKey, match=key_id):
             serve_request(request_id)
+        message = requester.book.get_request(request_id).message
+        assert message is not None and f"Key {key_id} is not in the vault" in message
+        assert str(settings().home_path()) not in message
+        done = fetch_results(open_store(settings(), "private"), request_id, tmp_path / "out", tmp_path / "fetch")
+        assert "is not in the vault" in done.refused[0].reason
+        assert str(settings().home_path()) not in done.refused[0].reason
+
+
+def test_a_failure_names_no_place_of_the_service(
+    requester: Requester, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    png = next(iter(samples("protected").values())).png
+    request_id = requester.submit(loose(tmp_path, {"a.png": png}))
+    store = open_store(settings(), "private")
+    for info in list(store.list(f"requests/{request_id}/")):
+        if info.key.endswith(".tar"):
+            store.delete(info.key)
+    with pytest.raises(NotFound) as caught:
+        serve_request(request_id)
+    message = requester.book.get_request(request_id).message
+    assert message is not None and message.startswith("NotFound: Something that the service has stored")
+    assert str(caught.value) in capfd.readouterr().err
 
 
 def test_a_request_is_served_once(requester: Requester, tmp_path: Path) -> None:

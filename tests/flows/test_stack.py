@@ -1,4 +1,4 @@
-"""The stack's environment and states, without starting it: `tests/test_restore_service.py` does that."""
+"""The stack's environment and states, without starting it: `tests/service/` does that."""
 
 from pathlib import Path
 
@@ -51,6 +51,7 @@ def test_what_a_setting_places_elsewhere_is_shown_and_not_stopped(
     settings = Settings(home=tmp_path, s3_endpoint="https://s3.example", mlflow_uri="https://mlflow.example")
     states = {status.name: (status.state, status.address) for status in stack.status(settings)}
     assert states == {
+        "gateway": ("stopped", ""),
         "objects": ("elsewhere", "https://s3.example"),
         "prefect": ("elsewhere", NOBODY),
         "worker": ("stopped", ""),
