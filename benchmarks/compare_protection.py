@@ -24,7 +24,6 @@ import numpy as np
 import torch
 import yaml
 
-from flows.protect import method_named
 from storage.errors import UsageError
 from storage.files import write_atomic
 from storage.settings import settings
@@ -40,6 +39,7 @@ from tasks.method.perturbation import build_library
 from tasks.method.profiles import LeftOut
 from tasks.method.seal import DataKey
 from tasks.params import deep_merge, load_params
+from tasks.protect import method_named
 
 KEY = DataKey(bytes(range(32)), "comparison")
 BATCH = 1000
