@@ -9,6 +9,7 @@ none: all of them:
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import subprocess
 import sys
@@ -25,6 +26,11 @@ POOL = "dmcp"
 RESTORE = "restore/restore"  # FLOW/DEPLOYMENT that serves requests
 DEPLOY_SECONDS = 600.0
 ANSWER_SECONDS = 5.0
+BUSY_SECONDS = 30.0
+"""So long a server is asked again that answers, but not now: Prefect says 503 where SQLite had too many writers."""
+_NOT_NOW = (429, 502, 503, 504)
+
+log = logging.getLogger("dmcp.prefect")
 
 
 def live_api(settings: Settings) -> str | None:
@@ -51,15 +57,44 @@ def is_served(settings: Settings, api: str) -> bool:
 
 
 def call(method: str, url: str, body: Any = None) -> Any:
-    """A JSON answer, True for an empty one, None when there was none or it was an error."""
+    """A JSON answer, True for an empty one, None when there was none or it was an error.
+
+    A server that is busy, or breaks off, is asked again (`BUSY_SECONDS`); one that is away, or silent, is not. So ask
+    for nothing here that must not be done twice.
+    """
+    import httpx
+    from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
+
+    again = Retrying(
+        retry=retry_if_exception(_is_passing),
+        stop=stop_after_delay(BUSY_SECONDS),
+        wait=wait_random_exponential(multiplier=0.2, max=5),
+        reraise=True,
+    )
+    try:
+        return again(_ask, method, url, body)
+    except httpx.HTTPStatusError as error:
+        if error.response.status_code != httpx.codes.NOT_FOUND:
+            log.warning("%s %s: %s", method, url, error)
+    except (httpx.HTTPError, ValueError) as error:
+        log.info("%s %s: %s: %s", method, url, type(error).__name__, error)
+    return None
+
+
+def _ask(method: str, url: str, body: Any) -> Any:
     import httpx
 
-    try:
-        answer = httpx.request(method, url, json=body, timeout=ANSWER_SECONDS, trust_env=False)
-        answer.raise_for_status()
-        return answer.json() if answer.content else True
-    except (httpx.HTTPError, ValueError):
-        return None
+    answer = httpx.request(method, url, json=body, timeout=ANSWER_SECONDS, trust_env=False)
+    answer.raise_for_status()
+    return answer.json() if answer.content else True
+
+
+def _is_passing(error: BaseException) -> bool:
+    import httpx
+
+    if isinstance(error, httpx.HTTPStatusError):
+        return error.response.status_code in _NOT_NOW
+    return isinstance(error, httpx.ReadError | httpx.WriteError | httpx.RemoteProtocolError)
 
 
 def make_pool(api: str) -> None:

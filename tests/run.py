@@ -2,9 +2,9 @@
 
 One more, because tests that drive servers and other processes wait much of their time.
 
-The exit code is pytest's, with one exception: where nothing failed but tests of the folders TOGETHER, which drive real
-processes and a browser, the files that hold those run once more, alone and with everything started anew, and that run
-decides. Both are shown whole, and the last line says that there was a second one.
+The exit code is pytest's, with one exception: where nothing failed but tests of the folders DRIVING, which drive real
+servers, processes and a browser, the files that hold those (few, or it is no accident) run once more, alone and with
+everything started anew, and that run decides. Both are shown whole, and the last line says that there was a second one.
 """
 
 import os
@@ -15,6 +15,8 @@ import pytest
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 PROCESSES = str(min(8, CORES + 1))
+DRIVING = ("tests/service", "tests/pages", "tests/flows", "tests/storage", "tests/faults")
+FEW = 3
 
 
 class Failures:
@@ -34,10 +36,9 @@ class Failures:
 def main(arguments: list[str]) -> int:
     failures = Failures()
     code = int(pytest.main(["--numprocesses", PROCESSES, "--maxprocesses", PROCESSES, *arguments], plugins=[failures]))
-    from tests.scheduling import TOGETHER  # imports xdist, which must be loaded by pytest first
-
     again = sorted(failures.files)
-    if code != pytest.ExitCode.TESTS_FAILED or not all(file.startswith(TOGETHER) for file in again):
+    accident = len(again) <= FEW and all(file.startswith(DRIVING) for file in again)
+    if code != pytest.ExitCode.TESTS_FAILED or not accident:
         return code
     print(f"\nNothing else failed: once more, alone and started anew: {' '.join(again)}\n", flush=True)
     second = subprocess.run([sys.executable, "-m", "pytest", *again], check=False).returncode
