@@ -72,7 +72,7 @@ def _bench_perturbation(
 
     def perturber(p: SignParameters) -> SignPerturbation:
         return SignPerturbation(
-            features, library, p, logits=method.layer == LOGITS, amplitude=method.set.amplitude,
+            [features], library, p, logits=method.layer == LOGITS, amplitude=method.set.amplitude,
             per_pixel=SIGNS[method.set.signs], derangement_seed=KEY.derive(b"derangement", 16),
             band_seed=KEY.derive(b"bands", 16),
         )  # fmt: skip

@@ -30,10 +30,11 @@ from storage.settings import settings
 from tasks.datasets import get
 from tasks.datasets.source import Place
 from tasks.learning.device import resolve_device, usable_cores
-from tasks.learning.features import Features
+from tasks.learning.features import LOGITS, Features
 from tasks.learning.models import Normalized, build_model, channel_statistics
 from tasks.learning.recipes import recipe_named
-from tasks.learning.training import LabelledImages, TrainResult, train
+from tasks.learning.snapshots import train_with_snapshots
+from tasks.learning.training import LabelledImages, TrainResult
 from tasks.machine import describe_machine
 from tasks.method.perturbation import build_library
 from tasks.method.profiles import LeftOut
@@ -57,16 +58,21 @@ def load(split: str, count: int) -> LabelledImages:
 
 
 def trained(
-    training: LabelledImages, test: LabelledImages, architecture: str, seed: int, options: argparse.Namespace
-) -> tuple[Normalized, TrainResult]:
-    """Train one network."""
+    training: LabelledImages,
+    test: LabelledImages,
+    architecture: str,
+    seed: int,
+    options: argparse.Namespace,
+    snapshots: int = 1,
+) -> tuple[list[Normalized], TrainResult]:
+    """Train one network; see `train_with_snapshots`."""
     network = build_model(architecture, 10, options.stem, seed)
     model = Normalized(network, *channel_statistics(training.images))
     recipe = recipe_named("modern", options.epochs, options.lr)
     device, threads = settings().device, options.threads
-    return model, train(
-        model, training, test, classes=10, recipe=recipe, seed=seed, device=device, threads=threads
-    )  # fmt: skip
+    return train_with_snapshots(
+        model, training, test, classes=10, recipe=recipe, snapshots=snapshots, seed=seed, device=device, threads=threads
+    )
 
 
 def measured(
@@ -96,16 +102,16 @@ class Comparison:
             self.results = json.loads(self.path.read_text())
         if self.results["setting"] != asked:
             raise UsageError(f"{self.path} was made with {self.results['setting']}.", "Write to another file.")
-        self._surrogate: Normalized | None = None
+        self._surrogate: list[Normalized] = []
 
     @property
-    def surrogate(self) -> Normalized:
-        """Trained on the clean images when it is first asked for."""
-        if self._surrogate is None:
+    def surrogate(self) -> list[Normalized]:
+        """Trained on the clean images when it is first asked for; with snapshots, as section `surrogate` says."""
+        if not self._surrogate:
             alone = argparse.Namespace(**{**vars(self.options), "threads": None})
-            self._surrogate, result = trained(self.training, self.test, "resnet18", 1000, alone)
+            snapshots = load_params("cifar10").surrogate.snapshots
+            self._surrogate, result = trained(self.training, self.test, "resnet18", 1000, alone, snapshots)
             self.results["surrogate"] = result.test_accuracy
-            self._surrogate.eval()
         return self._surrogate
 
     def protected(self, row: str) -> tuple[LabelledImages, dict[str, Any]]:
@@ -114,8 +120,9 @@ class Comparison:
         if row == "clean":
             return self.training, {}
         method, device = method_of(row), resolve_device(settings().device).type
-        features, wanted = Features(self.surrogate, method.layer), method.perturbation.library
-        library = build_library(features, [list(images[labels == c][:wanted]) for c in range(10)], wanted, device)
+        networks = self.surrogate if method.layer == LOGITS else self.surrogate[-1:]
+        features, wanted = [Features(one.eval(), method.layer) for one in networks], method.perturbation.library
+        library = build_library(features[-1], [list(images[labels == c][:wanted]) for c in range(10)], wanted, device)
         perturber, out, kept, spilled = method.perturber(features, library, KEY, device), [], [], 0
         started = time.perf_counter()
         for first in range(0, len(images), BATCH):

@@ -5,7 +5,7 @@ gives the same bytes.
 """
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,28 +46,49 @@ class LoadedModel:
     info: ModelInfo
 
 
-def save_model(path: Path, model: "Normalized", info: ModelInfo) -> None:
-    """Write a network (from any device) atomically."""
+def save_model(path: Path, model: "Normalized", info: ModelInfo, earlier: "Sequence[Normalized]" = ()) -> None:
+    """Write a network (from any device) atomically, with those from earlier epochs of its training."""
     import torch
 
-    content = {
+    content: dict[str, Any] = {
         "format": FORMAT,
         "info": asdict(info),
         "mean": model.mean.flatten().tolist(),
         "std": model.std.flatten().tolist(),
-        # clone, because contiguous() lets the strides of 1x1 kernels be, and they are saved too
-        "state": {
-            name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
-            for name, value in model.network.state_dict().items()
-        },
+        "state": _state(model),
     }
+    if earlier:
+        content["earlier"] = [_state(one) for one in earlier]
     buffer = io.BytesIO()
     torch.save(content, buffer)
     write_atomic(path, buffer.getvalue())
 
 
+def _state(model: "Normalized") -> dict[str, Any]:
+    import torch
+
+    # clone, because contiguous() lets the strides of 1x1 kernels be, and they are saved too
+    return {
+        name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, value in model.network.state_dict().items()
+    }
+
+
 def load_model(path: Path, device: str = "cpu") -> LoadedModel:
-    """Read a network.
+    """Read a network, and not those from earlier epochs.
+
+    Args:
+        device: "auto", "cpu" or "cuda".
+
+    Raises:
+        DatasetError: the file is missing, damaged, or no model of this project.
+        SettingsError: the device is not there.
+    """
+    return load_models(path, device)[-1]
+
+
+def load_models(path: Path, device: str = "cpu") -> list[LoadedModel]:
+    """Read a network after those from earlier epochs of its training, where the file has any.
 
     Args:
         device: "auto", "cpu" or "cuda".
@@ -91,32 +112,41 @@ def load_model(path: Path, device: str = "cpu") -> LoadedModel:
         raise _foreign(path)
     try:
         info = ModelInfo(**content["info"])
-        network = build_model(info.architecture, len(info.classes), info.stem)
-        network.load_state_dict(content["state"])
-        model = Normalized(network, tuple(content["mean"]), tuple(content["std"]))
+        models = []
+        for state in (*content.get("earlier", ()), content["state"]):
+            network = build_model(info.architecture, len(info.classes), info.stem)
+            network.load_state_dict(state)
+            models.append(Normalized(network, tuple(content["mean"]), tuple(content["std"])))
     except (KeyError, TypeError, RuntimeError) as error:
         raise _foreign(path) from error
     where = resolve_device(device)
-    model = model.to(where, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return LoadedModel(model.eval(), info)
+    return [
+        LoadedModel(model.to(where, memory_format=torch.channels_last).eval(), info)  # type: ignore[call-overload]
+        for model in models
+    ]
 
 
 def load_features(
     path: Path, layer: str, device: str = "cpu", precision: str = "auto"
-) -> "Callable[[torch.Tensor], torch.Tensor]":
+) -> "tuple[Callable[[torch.Tensor], torch.Tensor], ...]":
     """The activations of a saved network: float32 [n, 3, h, w] in 0..1 to float32 [n, d], averaged over positions.
 
     Args:
         layer: see `tasks.learning.features.Features`.
         precision: "auto", "bf16" or "fp32".
 
+    Returns:
+        for logits, those of the networks from earlier epochs as well, the last epoch's last. For any other layer the
+        last epoch's alone: what is aimed at there are activations of one network.
+
     Raises:
         DatasetError, SettingsError: as `load_model`.
         ParameterError: the network has no such layer.
     """
-    from tasks.learning.features import Features
+    from tasks.learning.features import LOGITS, Features
 
-    return Features(load_model(path, device).model, layer, precision)
+    models = load_models(path, device)
+    return tuple(Features(one.model, layer, precision) for one in (models if layer == LOGITS else models[-1:]))
 
 
 def _foreign(path: Path) -> DatasetError:

@@ -44,6 +44,7 @@ class SurrogateParams(_Section):
     lr: float | None = Field(gt=0, le=100)
     batch_size: int | None = Field(ge=1, le=100_000)
     seed: int = Field(ge=0)
+    snapshots: int = Field(ge=1, le=100, description="networks from along the training that take turns")
     image_size: int | None = Field(ge=16, le=4096, description="images are scaled to it; null: they have one size")
     keep: bool = Field(description="keep the trained one when images only came in: shards of before stay as they are")
 
@@ -85,6 +86,7 @@ class SignPerturbationParams(_Section):
     steps: int
     rate: float
     momentum: float
+    smoothing: float
     library: int
     batch_size: int
 

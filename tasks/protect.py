@@ -8,7 +8,7 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -46,9 +46,12 @@ class PaperMethod:
         """How the perturbed look is given and taken back."""
         return PaperProfile(self.transform)
 
-    def perturber(self, features: Features, library: NDArray[np.float32], key: DataKey, device: str) -> Perturbation:
+    def perturber(
+        self, features: Sequence[Features], library: NDArray[np.float32], key: DataKey, device: str
+    ) -> Perturbation:
         """What makes the perturbed look."""
-        return FeatureSpacePerturbation(features, library, self.perturbation, key.derive(b"derangement", 16), device)
+        seed = key.derive(b"derangement", 16)
+        return FeatureSpacePerturbation(features[-1], library, self.perturbation, seed, device)
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,9 @@ class ExactMethod:
         """How the perturbed look is given and taken back."""
         return ExactProfile(self.set)
 
-    def perturber(self, features: Features, library: NDArray[np.float32], key: DataKey, device: str) -> Perturbation:
+    def perturber(
+        self, features: Sequence[Features], library: NDArray[np.float32], key: DataKey, device: str
+    ) -> Perturbation:
         """What makes the perturbed look."""
         return SignPerturbation(
             features,
@@ -136,15 +141,17 @@ _LOADING = threading.Lock()
 
 
 @lru_cache(maxsize=2)
-def _surrogate_features(path: str, modified: int, layer: str, device: str) -> Features:
-    """Surrogate in eval mode up to a layer, activations averaged over positions; loaded once a process."""
+def _surrogate_features(path: str, modified: int, layer: str, device: str) -> tuple[Features, ...]:
+    """`tasks.models_io.load_features`; loaded once a process."""
     from tasks.models_io import load_features
 
     return load_features(Path(path), layer, device)
 
 
-def surrogate_features(path: Path, layer: str, device: str) -> Features:
-    """`_surrogate_features`, reloaded when the file changed.
+def surrogate_features(path: Path, layer: str, device: str) -> tuple[Features, ...]:
+    """The surrogate in eval mode up to a layer, activations averaged over positions: networks that take turns.
+
+    Loaded once a process, and again when the file changed.
 
     One thread at a time: torch.fx, which cuts the network, patches torch while it looks at it. Where shards run side by
     side, call this once before they start.
@@ -198,7 +205,7 @@ def make_library(
             if len(images[sample.label]) < wanted:
                 images[sample.label].append(decode_png(sample.png, sample.key))
     features = surrogate_features(surrogate, method.layer, device)
-    library = build_library(features, list(images.values()), wanted, device)
+    library = build_library(features[-1], list(images.values()), wanted, device)
     with open_atomic(out) as file:
         np.save(file, library)
     return out

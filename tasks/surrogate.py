@@ -59,7 +59,7 @@ def train_surrogate(
         out_dir: gets `model.pt` (`tasks.models_io.load_model`), `metrics.json` and `trained_on.json`, and appears
             whole. Nothing in it depends on the time, so that the same inputs give the same folder.
         params: section `surrogate` of params.yaml, a mapping or an object: architecture, stem, recipe, epochs, lr,
-            batch_size, image_size, seed.
+            batch_size, image_size, seed, snapshots.
         device: "auto", "cpu" or "cuda".
         threads: of the CPU; None: every usable core.
         work: folder for the state of the training; None: below HOME.
@@ -74,12 +74,13 @@ def train_surrogate(
     """
     manifest = read_manifest(clean_dir)
     wanted = NetworkParams.read(params)
-    seed = int(params["seed"] if isinstance(params, Mapping) else params.seed)
-    job = TrainingJob(clean_dir, test_dir, wanted, seed, device=device, threads=threads, work=work)
+    values = params if isinstance(params, Mapping) else vars(params)
+    seed, snapshots = int(values["seed"]), int(values["snapshots"])
+    job = TrainingJob(clean_dir, test_dir, wanted, seed, device=device, threads=threads, work=work, snapshots=snapshots)
     trained = job.run(progress)
     metrics = {**trained.metrics(), "recipe": wanted.recipe.name, "seed": seed}
     with replace_directory(out_dir) as folder:
-        save_model(folder / "model.pt", trained.model, trained.info)
+        save_model(folder / "model.pt", trained.model, trained.info, trained.earlier)
         write_trained_on(folder, manifest, deciding(params))
         write_atomic(folder / "metrics.json", (json.dumps(metrics, indent=2, sort_keys=True) + "\n").encode())
     job.finish()

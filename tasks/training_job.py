@@ -66,13 +66,14 @@ class Twin:
 
 @dataclass(frozen=True)
 class Trained:
-    """A network that was trained, on its device, in eval mode."""
+    """A network that was trained, on its device, in eval mode; `earlier`: what it was after the epochs of snapshots."""
 
     model: "Normalized"
     info: ModelInfo
     result: "TrainResult"
     n_train: int
     n_test: int
+    earlier: "tuple[Normalized, ...]" = ()
 
     def metrics(self) -> dict[str, Any]:
         """Accuracies (shares) and what they were reached with; plain values."""
@@ -100,6 +101,7 @@ class TrainingJob:
         seed: of weights, order and augmentation.
         device, precision, threads: see `tasks.learning.training.train`.
         work: folder for states; None: below HOME.
+        snapshots: so many networks are wanted, from along the training; the trained one is the last.
     """
 
     def __init__(
@@ -114,10 +116,14 @@ class TrainingJob:
         threads: int | None = None,
         work: Path | None = None,
         checkpoint_seconds: float = CHECKPOINT_SECONDS,
+        snapshots: int = 1,
     ) -> None:
+        from tasks.learning.snapshots import snapshot_epochs
+
         self.variant, self.test, self.params, self.seed = variant, test, params, seed
         self.device, self.precision, self.threads = device, precision, threads
         self.checkpoint_seconds = checkpoint_seconds
+        self.snapshot_epochs = snapshot_epochs(params.recipe.epochs, snapshots)[:-1]
         folder = work if work is not None else settings().home_path("work", "training")
         self.state_path = folder / f"{self.digest()}.pt"
         self._saved = 0.0
@@ -138,6 +144,7 @@ class TrainingJob:
             "test": _manifest_digest(self.test),
             "params": asdict(self.params),
             "seed": self.seed,
+            "snapshots": self.snapshot_epochs,
             "device": device.type,
             "precision": resolve_precision(self.precision, device),
             "torch": torch.__version__,
@@ -161,6 +168,7 @@ class TrainingJob:
             SettingsError: the device is not there.
         """
         from tasks.learning.models import Normalized, build_model, channel_statistics
+        from tasks.learning.snapshots import with_weights
         from tasks.learning.training import Epoch, train
 
         training, test = self._load()
@@ -170,7 +178,7 @@ class TrainingJob:
         else:
             network = build_model(self.params.architecture, len(training.classes), self.params.stem, self.seed)
             model = Normalized(network, *channel_statistics(training.images))
-            state = load_state(self.state_path)
+            state = self._state()
         if state is not None and on_history is not None:
             on_history([Epoch(**line) for line in state["history"]])
         result = train(
@@ -190,14 +198,35 @@ class TrainingJob:
         )
         height, width = training.images.shape[1:3]
         info = ModelInfo(self.params.architecture, self.params.stem, training.classes, height, width)
-        return Trained(model, info, result, len(training.images), len(test.images))
+        earlier = tuple(with_weights(model, self._weights(e), height, width) for e in self.snapshot_epochs)
+        return Trained(model, info, result, len(training.images), len(test.images), earlier)
 
     def finish(self) -> None:
-        """Remove the state; call it when the results lie where they belong."""
-        self.state_path.unlink(missing_ok=True)
+        """Remove the states; call it when the results lie where they belong."""
+        for path in (self.state_path, *map(self._snapshot_path, self.snapshot_epochs)):
+            path.unlink(missing_ok=True)
+
+    def _snapshot_path(self, epoch: int) -> Path:
+        return self.state_path.with_suffix(f".{epoch}.pt")
+
+    def _weights(self, epoch: int) -> dict[str, Any]:
+        state = load_state(self._snapshot_path(epoch))
+        if state is None:
+            raise DatasetError(f"{self._snapshot_path(epoch)} is gone.", "Train again; leave the work folder alone.")
+        return dict(state["model"])
+
+    def _state(self) -> TrainingState | None:
+        """Where an earlier process was; nowhere, if a snapshot of before is gone."""
+        state = load_state(self.state_path)
+        done = len(state["history"]) if state else 0
+        whole = all(self._snapshot_path(epoch).exists() for epoch in self.snapshot_epochs if epoch <= done)
+        return state if whole else None
 
     def _checkpoint(self, state: dict[str, Any]) -> None:
-        last = len(state["history"]) == self.params.recipe.epochs
+        epoch = len(state["history"])
+        if epoch in self.snapshot_epochs:  # first, so that whoever goes on from the state below finds it
+            save_state(self._snapshot_path(epoch), {"model": state["model"]})
+        last = epoch == self.params.recipe.epochs
         if last or time.monotonic() - self._saved >= self.checkpoint_seconds:
             save_state(self.state_path, state)
             self._saved = time.monotonic()

@@ -167,7 +167,7 @@ class _Work:
         wanted = self.method.perturbation.library
         one_thread()
         members = [list(self.data.images[self.data.labels == c][:wanted]) for c in range(len(clean.classes))]
-        library = build_library(features, members, wanted, device)
+        library = build_library(features[-1], members, wanted, device)
         self.perturber: Perturbation = self.method.perturber(features, library, key, device)
 
     def run(self, folder: Path, workers: int, progress: Progress) -> Protected:

@@ -36,13 +36,14 @@ def surrogate_of(
     Raises:
         ParameterError: a parameter can not be used.
     """
-    wanted, seed = NetworkParams.read(section), int(section.seed)
-    folder = make_private(home, "surrogates", _digest(wanted, seed, clean, test, device)[:32])
+    wanted, seed, snapshots = NetworkParams.read(section), int(section.seed), int(section.snapshots)
+    folder = make_private(home, "surrogates", _digest(wanted, seed, snapshots, clean, test, device)[:32])
     path, note = folder / "model.pt", folder / "metrics.json"
     if not note.exists():
-        model, result = _trained(wanted, seed, clean, test, device, progress)
+        models, result = _trained(wanted, seed, snapshots, clean, test, device, progress)
         height, width = clean.images.load().images.shape[1:3]
-        save_model(path, model, ModelInfo(wanted.architecture, wanted.stem, clean.classes, height, width))
+        info = ModelInfo(wanted.architecture, wanted.stem, clean.classes, height, width)
+        save_model(path, models[-1], info, models[:-1])
         said = {"accuracy": result.test_accuracy, "images_per_second": result.images_per_second}
         write_atomic(note, json.dumps(said).encode())
     return Surrogate(path, sha256_file(path), **json.loads(note.read_text()))
@@ -51,32 +52,33 @@ def surrogate_of(
 def _trained(
     wanted: NetworkParams,
     seed: int,
+    snapshots: int,
     clean: Split,
     test: ImageSet,
     device: str,
     progress: Callable[[str, int, int | None], None],
-) -> "tuple[Any, TrainResult]":
+) -> "tuple[list[Any], TrainResult]":
     from tasks.learning.models import Normalized, build_model, channel_statistics
-    from tasks.learning.training import train
+    from tasks.learning.snapshots import train_with_snapshots
 
     training, classes = clean.images.load(), len(clean.classes)
     network = build_model(wanted.architecture, classes, wanted.stem, seed)
     model = Normalized(network, *channel_statistics(training.images))
-    result = train(
-        model, training, test.load(), classes=classes, recipe=wanted.recipe, seed=seed, device=device, progress=progress
-    )
-    return model, result
+    return train_with_snapshots(
+        model, training, test.load(), classes=classes, recipe=wanted.recipe, snapshots=snapshots, seed=seed,
+        device=device, progress=progress,
+    )  # fmt: skip
 
 
-def _digest(wanted: NetworkParams, seed: int, clean: Split, test: ImageSet, device: str) -> str:
+def _digest(wanted: NetworkParams, seed: int, snapshots: int, clean: Split, test: ImageSet, device: str) -> str:
     import torch
 
     from tasks.learning.device import resolve_device, resolve_precision
 
     where = resolve_device(device)
     facts = {
-        "params": asdict(wanted) | {"image_size": None}, "seed": seed, "clean": clean.images.digest,
-        "test": test.digest, "classes": clean.classes, "device": where.type,
+        "params": asdict(wanted) | {"image_size": None}, "seed": seed, "snapshots": snapshots,
+        "clean": clean.images.digest, "test": test.digest, "classes": clean.classes, "device": where.type,
         "precision": resolve_precision("auto", where), "torch": torch.__version__, "code": code_digest(*CODE),
     }  # fmt: skip
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

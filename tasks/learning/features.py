@@ -16,6 +16,9 @@ from tasks.learning.models import Normalized
 SIZES_KEPT = 8
 """Networks fitted to so many sizes of images are kept, the last ones: a folder of photographs can have a size each."""
 
+LARGE = 160
+"""Pixels a side from which on nothing is left to fit: larger images share one copy for each shorter side."""
+
 LOGITS = "logits"
 """In place of a layer's path: the network's output."""
 
@@ -50,7 +53,7 @@ class Features:
         Raises:
             ParameterError: the images are too small for the network.
         """
-        network = self._fitted(images.shape[2], images.shape[3])
+        network = self._fitted(min(images.shape[2], LARGE), min(images.shape[3], LARGE))
         normalised = (images - self._mean) / self._std
         activations = network(normalised.to(self._dtype, memory_format=torch.channels_last)).float()
         return activations.flatten(2).mean(2) if activations.dim() > 2 else activations

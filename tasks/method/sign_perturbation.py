@@ -8,6 +8,7 @@ for all images of a class. The field starts from a class-keyed pattern (`pattern
 is left when the steps are done.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,6 +37,7 @@ class SignParameters:
         steps: steps of the optimisation; 0: the pattern alone.
         rate: mean size of a step.
         momentum: of the accumulated gradient.
+        smoothing: standard deviation, in pixels, of the Gaussian that smooths each gradient; 0: none.
         library: target images a class; their mean activations are the target.
         batch_size: images at once; part of the parameters because floating point results depend on it.
     """
@@ -46,6 +48,7 @@ class SignParameters:
     steps: int = 3
     rate: float = 0.05
     momentum: float = 1.0
+    smoothing: float = 0.0
     library: int = 100
     batch_size: int = 250
 
@@ -60,6 +63,7 @@ class SignParameters:
             ("steps", self.steps, 0, 1000),
             ("rate", self.rate, 1e-4, 10),
             ("momentum", self.momentum, 0, 1),
+            ("smoothing", self.smoothing, 0, 8),
             ("library", self.library, 1, 10_000),
             ("batch_size", self.batch_size, 1, 10_000),
         ):
@@ -68,10 +72,10 @@ class SignParameters:
 
 
 class SignPerturbation:
-    """Signs against one surrogate.
+    """Signs against one surrogate, or against several that take turns: a step each (tasks/learning/snapshots.py).
 
     Args:
-        features: float32 images [n, 3, h, w] in 0..1 to activations or logits [n, d], differentiable.
+        features: float32 images [n, 3, h, w] in 0..1 to activations or logits [n, d], differentiable; one or more.
         library: float32 [classes, l, d], activations of target images by class.
         logits: whether `features` are logits of the classes: then cross-entropy, else the distance of activations.
         amplitude: how far a sample moves, of 255.
@@ -83,7 +87,7 @@ class SignPerturbation:
 
     def __init__(
         self,
-        features: Features,
+        features: Sequence[Features],
         library: NDArray[np.float32],
         parameters: SignParameters,
         *,
@@ -110,13 +114,14 @@ class SignPerturbation:
         target = torch.from_numpy(self.target_class[labels]).to(self.device)
         field = self._start(images, labels, seeds)
         momentum = torch.zeros_like(field)
-        for _ in range(p.steps):
+        for step in range(p.steps):
             change = self._change(clean, field)
             point = (clean + change).requires_grad_()
-            (gradient,) = torch.autograd.grad(self._loss(point, target), point)
+            (gradient,) = torch.autograd.grad(self._loss(point, target, step), point)
             gradient = gradient * (change != 0)
             if self.per_pixel == 1:
                 gradient = gradient.sum(1, keepdim=True)
+            gradient = smoothed(gradient, p.smoothing)
             momentum.mul_(p.momentum).add_(gradient / _mean_size(gradient))
             field = (field - p.rate * momentum / _mean_size(momentum)).clamp_(-1, 1)
         return as_images(clean + self._change(clean, field))
@@ -143,11 +148,26 @@ class SignPerturbation:
         # Half a step of 1/255 of slack: sums of floats miss the ends by less.
         return change * ((moved > -0.5 / 255) & (moved < 255.5 / 255))
 
-    def _loss(self, point: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        found = self.features(point)
+    def _loss(self, point: torch.Tensor, target: torch.Tensor, step: int = -1) -> torch.Tensor:
+        found = self.features[step % len(self.features)](point)
         if self.logits:
             return F.cross_entropy(found, target, reduction="sum")
         return (found - self.means[target]).norm(dim=1).sum()
+
+
+def smoothed(values: torch.Tensor, std: float) -> torch.Tensor:
+    """A Gaussian over height and width, float32 [n, c, h, w], standard deviation in pixels; 0 leaves all as it is.
+
+    Translation-invariant attacks (Dong et al., CVPR 2019): averaged over small shifts, a gradient depends less on the
+    surrogate. Here neighbouring signs become alike besides, so that they are cheaper to carry and survive blur better.
+    """
+    if not std:
+        return values
+    reach = max(1, round(3 * std))
+    weights = torch.exp(-(torch.arange(-reach, reach + 1, device=values.device) ** 2) / (2 * std * std))
+    kernel = (weights / weights.sum()).repeat(values.shape[1], 1, 1, 1)
+    across = F.conv2d(values, kernel, padding=(0, reach), groups=values.shape[1])
+    return F.conv2d(across, kernel.transpose(2, 3), padding=(reach, 0), groups=values.shape[1])
 
 
 def _mean_size(values: torch.Tensor) -> torch.Tensor:

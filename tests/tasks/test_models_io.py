@@ -7,7 +7,7 @@ import torch
 
 from storage.errors import DatasetError, ParameterError
 from tasks.learning.models import Normalized, build_model
-from tasks.models_io import ModelInfo, load_features, load_model, load_state, save_model, save_state
+from tasks.models_io import ModelInfo, load_features, load_model, load_models, load_state, save_model, save_state
 
 INFO = ModelInfo("resnet18", "small", ["cat", "dog", "ox"], 32, 24)
 
@@ -34,12 +34,26 @@ def test_the_same_network_is_the_same_bytes(tmp_path: Path) -> None:
 def test_features_come_from_the_file(tmp_path: Path) -> None:
     save_model(tmp_path / "model.pt", made(), INFO)
     images = torch.rand(2, 3, 32, 32, requires_grad=True)
-    activations = load_features(tmp_path / "model.pt", "layer4", precision="fp32")(images)
+    (features,) = load_features(tmp_path / "model.pt", "layer4", precision="fp32")
+    activations = features(images)
     assert activations.shape == (2, 512) and activations.dtype == torch.float32
     activations.sum().backward()
     assert images.grad is not None and images.grad.abs().sum() > 0
     with pytest.raises(ParameterError):
         load_features(tmp_path / "model.pt", "layer9")
+
+
+def test_networks_of_earlier_epochs_come_back_too(tmp_path: Path) -> None:
+    networks = [made(seed) for seed in (1, 2, 3)]
+    save_model(tmp_path / "model.pt", networks[-1], INFO, networks[:-1])
+    images = torch.rand(2, 3, 32, 32)
+    for loaded, saved in zip(load_models(tmp_path / "model.pt"), networks, strict=True):
+        torch.testing.assert_close(loaded.model(images), saved(images))
+    torch.testing.assert_close(load_model(tmp_path / "model.pt").model(images), networks[-1](images))
+    logits = load_features(tmp_path / "model.pt", "logits", precision="fp32")
+    assert len(logits) == 3
+    torch.testing.assert_close(logits[0](images), networks[0](images), rtol=1e-3, atol=1e-3)
+    assert len(load_features(tmp_path / "model.pt", "layer4")) == 1
 
 
 class _Runs:

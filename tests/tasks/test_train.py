@@ -15,7 +15,7 @@ import torch
 from storage.errors import CorruptManifest, DatasetError, ParameterError
 from tasks.learning.device import resolve_precision
 from tasks.metrics import TrainMetrics, read_record
-from tasks.models_io import load_model
+from tasks.models_io import load_model, load_models
 from tasks.surrogate import train_surrogate
 from tasks.train import train_variant
 from tasks.training_job import NetworkParams, TrainingJob
@@ -106,7 +106,7 @@ from tasks.training_job import NetworkParams, TrainingJob
 
 params = {params!r}
 job = TrainingJob(Path({sample!r}) / "clean", Path({sample!r}) / "test", NetworkParams.read(params), 0,
-                  device="cpu", threads=1, work=Path({work!r}), checkpoint_seconds=0)
+                  device="cpu", threads=1, work=Path({work!r}), checkpoint_seconds=0, snapshots={snapshots})
 def stop(lines):
     if lines[-1].epoch == 2:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -117,7 +117,7 @@ job.run(on_history=stop)
 def test_a_killed_training_goes_on_and_gives_the_same_files(sample: Path, tmp_path: Path) -> None:
     trained(sample, tmp_path / "whole")
     out = tmp_path / "killed"
-    code = STOPS.format(params=PARAMS, sample=str(sample), work=str(out / "work"))
+    code = STOPS.format(params=PARAMS, sample=str(sample), work=str(out / "work"), snapshots=1)
     killed = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False, timeout=300)
     assert killed.returncode == -signal.SIGKILL
     assert len(list((out / "work").glob("*.pt"))) == 1
@@ -127,6 +127,39 @@ def test_a_killed_training_goes_on_and_gives_the_same_files(sample: Path, tmp_pa
     assert set(epochs) == {"epoch 3 of 3"}
     for file in ("model.pt", "history.csv", "confusion.csv"):
         assert (out / "model" / file).read_bytes() == (tmp_path / "whole" / "model" / file).read_bytes()
+
+
+def test_a_killed_surrogate_has_all_its_snapshots(sample: Path, tmp_path: Path) -> None:
+    params = PARAMS | {"snapshots": 3, "seed": 0}
+    how: dict[str, Any] = {"device": "cpu", "threads": 1}
+    places = sample / "clean", sample / "test"
+    train_surrogate(*places, tmp_path / "whole", params, work=tmp_path / "other", **how)
+
+    work = tmp_path / "work"
+    code = STOPS.format(params=PARAMS, sample=str(sample), work=str(work), snapshots=3)
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == -signal.SIGKILL
+    assert len(list(work.glob("*.pt"))) == 3, "the state, and two snapshots"
+    epochs: set[str] = set()
+    train_surrogate(
+        *places, tmp_path / "again", params, work=work, progress=lambda what, done, total: epochs.add(what), **how
+    )
+    assert epochs == {"epoch 3 of 3"}
+    assert (tmp_path / "again/model.pt").read_bytes() == (tmp_path / "whole/model.pt").read_bytes()
+    assert len(load_models(tmp_path / "again/model.pt")) == 3
+    assert list(work.iterdir()) == []
+
+
+def test_a_state_whose_snapshot_is_gone_is_not_gone_on_from(sample: Path, tmp_path: Path) -> None:
+    code = STOPS.format(params=PARAMS, sample=str(sample), work=str(tmp_path), snapshots=3)
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == -signal.SIGKILL
+    next(tmp_path.glob("*.1.pt")).unlink()
+    epochs: set[str] = set()
+    params = PARAMS | {"snapshots": 3, "seed": 0}
+    train_surrogate(
+        sample / "clean", sample / "test", tmp_path / "out", params, device="cpu", threads=1, work=tmp_path,
+        progress=lambda what, done, total: epochs.add(what),
+    )  # fmt: skip
+    assert len(epochs) == 3
 
 
 def test_other_inputs_are_another_training(sample: Path, tmp_path: Path) -> None:
@@ -170,7 +203,7 @@ def test_a_missing_variant_or_parameter_is_refused(sample: Path, tmp_path: Path)
 
 
 def test_the_surrogate_is_a_model_and_its_folder_the_same_each_time(sample: Path, tmp_path: Path) -> None:
-    params = PARAMS | {"seed": 3, "epochs": 1}
+    params = PARAMS | {"seed": 3, "epochs": 2, "snapshots": 2}
     for name in ("a", "b"):
         metrics = train_surrogate(
             sample / "clean", sample / "test", tmp_path / name, params, device="cpu", threads=1, work=tmp_path / "work"
@@ -180,5 +213,5 @@ def test_the_surrogate_is_a_model_and_its_folder_the_same_each_time(sample: Path
     written = json.loads((tmp_path / "a" / "metrics.json").read_text())
     assert written.items() <= metrics.items() and metrics["seconds"] > 0
     assert written["seed"] == 3 and written["recipe"] == "modern"
-    assert load_model(tmp_path / "a" / "model.pt").info.architecture == "resnet18"
+    assert [one.info.architecture for one in load_models(tmp_path / "a" / "model.pt")] == ["resnet18"] * 2
     assert list((tmp_path / "work").iterdir()) == []

@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
 
 from storage.errors import ParameterError
 from tasks.method import signs
-from tasks.method.perturbation import build_library
+from tasks.method.perturbation import Features, build_library
 from tasks.method.profiles import LeftOut
-from tasks.method.sign_perturbation import PATTERNS, SignParameters, SignPerturbation
+from tasks.method.sign_perturbation import PATTERNS, SignParameters, SignPerturbation, smoothed
 from tests.tasks.method.images import KINDS, make
 
 SEED = bytes(range(16))
@@ -49,7 +50,7 @@ def build(network: Network, images: Images, per_pixel: int = 1, seed: bytes = SE
     library = build_library(network, [list(images[c == LABELS]) for c in range(5)], 4, "cpu")
     parameters = SignParameters(**given)  # type: ignore[arg-type]
     return SignPerturbation(
-        network,
+        [network],
         library,
         parameters,
         logits=network.logits,
@@ -87,6 +88,44 @@ def test_steps_lower_the_loss(network: Network, images: Images, pattern: str) ->
     assert after < loss(made, alone.perturb(images, LABELS, SEEDS))
 
 
+def test_smoothing_is_a_gaussian() -> None:
+    values = torch.randn(2, 3, 21, 34)
+    for std in (0.5, 1.0, 2.3):
+        expected = gaussian_filter(values.numpy(), (0, 0, std, std), mode="constant", radius=round(3 * std))
+        assert np.allclose(smoothed(values, std).numpy(), expected, atol=1e-5)
+    assert smoothed(values, 0.0) is values
+
+
+@pytest.mark.parametrize("per_pixel", [1, 3])
+def test_smoothed_steps_make_neighbours_alike_and_lower_the_loss(
+    network: Network, images: Images, per_pixel: int
+) -> None:
+    alike = {}
+    for std in (0.0, 1.0):
+        made = build(network, images, per_pixel, pattern="none", steps=15, rate=0.1, smoothing=std)
+        perturbed = made.perturb(images, LABELS, SEEDS)
+        assert loss(made, perturbed) < loss(made, images)
+        up = perturbed.astype(int) > images
+        alike[std] = (up[:, :, 1:] == up[:, :, :-1]).mean()
+    assert alike[1.0] > alike[0.0] + 0.1
+
+
+def test_networks_take_turns(images: Images) -> None:
+    asked: list[str] = []
+
+    def named(name: str, network: Network) -> Features:
+        return lambda x: asked.append(name) or network(x)  # type: ignore[func-returns-value]
+
+    network = Network(True)
+    made = SignPerturbation(
+        [named("early", network), named("late", network)], np.zeros((5, 1, 5), np.float32),
+        SignParameters(steps=5), logits=True, amplitude=13, per_pixel=1, derangement_seed=SEED, band_seed=SEED,
+    )  # fmt: skip
+    turns = made.perturb(images, LABELS, SEEDS)
+    assert asked == ["early", "late", "early", "late", "early"]
+    assert np.array_equal(turns, build(network, images, steps=5).perturb(images, LABELS, SEEDS)), "of equals, one"
+
+
 def test_the_pattern_alone_tells_classes_and_keys_apart(network: Network, images: Images) -> None:
     flat = np.full_like(images, 128)
     mine = build(network, images, steps=0).perturb(flat, LABELS, SEEDS)
@@ -119,6 +158,7 @@ def test_no_images_are_no_trouble(network: Network, images: Images) -> None:
         {"steps": -1},
         {"rate": 0.0},
         {"momentum": 2.0},
+        {"smoothing": -1.0},
         {"library": 0},
     ],
 )
@@ -141,7 +181,7 @@ def test_what_is_public_does_not_give_the_signs_away() -> None:
     key, images = DataKey(bytes(range(32)), "x"), np.stack([make("photo", 32, 32, seed) for seed in range(12)])
     ids = [key.image_id("train", str(i)) for i in range(12)]
     own = SignPerturbation(
-        lambda x: x.mean((2, 3)), np.zeros((10, 1, 3), np.float32), SignParameters(steps=0), logits=False,
+        [lambda x: x.mean((2, 3))], np.zeros((10, 1, 3), np.float32), SignParameters(steps=0), logits=False,
         amplitude=13, per_pixel=1, derangement_seed=key.derive(b"derangement", 16), band_seed=key.derive(b"bands", 16),
     )  # fmt: skip
     secret = [key.image_seed(i) for i in ids]
