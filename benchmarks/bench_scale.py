@@ -95,7 +95,7 @@ def build(shard: Shard) -> Images:
 
 def job_of(folder: Path) -> ProtectJob:
     """Protecting by texture alone, without a pass of the surrogate."""
-    method = ExactMethod(perturbation=SignParameters(steps=0))
+    method = ExactMethod(perturbation=SignParameters(pattern="bands", steps=0))
     return ProtectJob("bench", "train", folder / "model.pt", folder / "library.npy", method)
 
 
@@ -180,7 +180,7 @@ def surrogate_microseconds(folder: Path, images: int, distinct: int) -> float:
     labels = np.arange(images) % CLASSES
     seeds = [KEY.image_seed(KEY.image_id("train", str(i))) for i in range(images)]
     spent = []
-    for parameters in (configured, replace(configured, steps=0)):
+    for parameters in (configured, replace(configured, pattern="bands", steps=0)):
         perturbation = ExactMethod(perturbation=parameters).perturber(features, library, KEY, "cpu")
         perturbation.perturb(batch[:250], labels[:250], seeds[:250])  # fits the network to the size
         begun = time.thread_time()

@@ -4,8 +4,8 @@ Sign steps with momentum as in FSP (`perturbation.py`), but on a field of number
 the perturbation: the network sees the signs, the gradient passes them straight through (Bengio et al., 2013). It lowers
 the cross-entropy towards a target class (the loss of targeted adversarial poisoning, Fowl et al., NeurIPS 2021), or the
 distance of activations to that class's mean, which is FSP's. The target class is that of a secret derangement, the same
-for all images of a class. The field starts from a class-keyed pattern (`patterns.py`), whose weight says how much of it
-is left when the steps are done.
+for all images of a class. The field may start from a class-keyed pattern (`patterns.py`), whose weight says how much of
+it is left when the steps are done.
 """
 
 from collections.abc import Sequence
@@ -42,13 +42,13 @@ class SignParameters:
         batch_size: images at once; part of the parameters because floating point results depend on it.
     """
 
-    pattern: str = "bands"
+    pattern: str = "none"
     spread: float = 0.02
     weight: float = 1.0
-    steps: int = 3
-    rate: float = 0.05
+    steps: int = 16
+    rate: float = 0.1
     momentum: float = 1.0
-    smoothing: float = 0.0
+    smoothing: float = 0.7
     library: int = 100
     batch_size: int = 250
 

@@ -55,8 +55,9 @@ def textured(count: int = 120, height: int = 24, width: int = 24) -> tuple[Label
     """Clean images, under profile `exact` with the texture alone (no network), and the looks before the carrier."""
     clean = photos(count, height, width)
     perturbation = SignPerturbation(
-        [lambda x: x], np.zeros((CLASSES, 1, 1), np.float32), SignParameters(steps=0), logits=True, amplitude=13,
-        per_pixel=1, derangement_seed=KEY.derive(b"derangement", 16), band_seed=KEY.derive(b"bands", 16),
+        [lambda x: x], np.zeros((CLASSES, 1, 1), np.float32), SignParameters(pattern="bands", steps=0),
+        logits=True, amplitude=13, per_pixel=1, derangement_seed=KEY.derive(b"derangement", 16),
+        band_seed=KEY.derive(b"bands", 16),
     )  # fmt: skip
     seeds = [KEY.image_seed(KEY.image_id("train", str(i))) for i in range(count)]
     fitted, results = carried(ExactProfile(), clean.images, perturbation.perturb(clean.images, clean.labels, seeds))
