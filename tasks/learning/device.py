@@ -61,8 +61,13 @@ def autocast(device: torch.device, precision: Precision) -> torch.autocast:
 
 
 def usable_cores() -> int:
-    """Cores this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Cores this process may run on, and no more than OMP_NUM_THREADS: who shares the cores out sets that.
+
+    More threads than cores are no harmless waste: oneDNN's kernels for AMX meet at barriers that spin.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    share = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    return min(cores, int(share)) if share.isdigit() and int(share) else cores
 
 
 @contextmanager

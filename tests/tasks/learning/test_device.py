@@ -38,3 +38,13 @@ def test_threads_are_set_and_put_back() -> None:
     with computing(torch.device("cpu")) as threads:
         assert threads == usable_cores()
     assert describe_device(torch.device("cpu"), 2) == "cpu, 2 threads"
+
+
+@pytest.mark.parametrize(
+    ("share", "cores"), [("1", 1), ("1,1", 1), ("100000", None), ("", None), ("0", None), ("x", None)]
+)
+def test_a_share_of_the_cores_is_kept_to(monkeypatch: pytest.MonkeyPatch, share: str, cores: int | None) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    every = usable_cores()
+    monkeypatch.setenv("OMP_NUM_THREADS", share)
+    assert usable_cores() == (cores or every)
