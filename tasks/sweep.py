@@ -1,8 +1,8 @@
 """The search for the protection's parameters: what is tried, which trial wins, and the table that shows it.
 
 **Objective**: the lowest mean peak accuracy, on clean test images, of models trained on protected ones, in whatever way
-serves their owner best. The peak and not the last epoch, because who trains on stolen images may keep the best epoch. **Bound**: PSNR to the clean images of
-at least so many dB; without it the strongest noise would win.
+serves their owner best. The peak and not the last epoch, because who trains on stolen images may keep the best epoch.
+**Bound**: PSNR to the clean images of at least so many dB; without it the strongest noise would win.
 
 `sweep.yaml` names the grids. A trial is known by a name made of its values, the same in every run, so what is done is
 found again.

@@ -1,6 +1,7 @@
 """`python -m tests.run`: the whole test suite, in a process more than there are cores; what `make test` calls.
 
-One more, because tests that drive servers and other processes wait much of their time.
+One more, because tests that drive servers and other processes wait much of their time. Each computes with one thread:
+more threads than cores wait for each other, and on processors with AMX they spin meanwhile.
 
 The exit code is pytest's, with one exception: where nothing failed but tests of the folders DRIVING, which drive real
 servers, processes and a browser, the files that hold those (few, or it is no accident) run once more, alone and with
@@ -34,6 +35,7 @@ class Failures:
 
 
 def main(arguments: list[str]) -> int:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # before any process imports torch
     failures = Failures()
     code = int(pytest.main(["--numprocesses", PROCESSES, "--maxprocesses", PROCESSES, *arguments], plugins=[failures]))
     again = sorted(failures.files)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock
 from numpy.typing import NDArray
 
 from storage.errors import UnknownKey
@@ -114,12 +115,12 @@ def protect_images(
     }  # fmt: skip
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
     folder = image_folder(home, digest)
-    found = _found(folder, plan)
-    if found is not None:
-        progress(clean.images.count, clean.images.count)
-        return found
-    work = _Work(plan, clean, surrogate, key, device)
-    return work.run(folder, workers, progress)
+    with FileLock(folder / ".lock"):
+        found = _found(folder, plan)
+        if found is not None:
+            progress(clean.images.count, clean.images.count)
+            return found
+        return _Work(plan, clean, surrogate, key, device).run(folder, workers, progress)
 
 
 def load_payloads(path: Path) -> list[bytes | None]:

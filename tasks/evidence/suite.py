@@ -74,11 +74,8 @@ class Suite:
         self, name: str, images: Images, surrogate: Surrogate, progress: Callable[[int, int], None]
     ) -> Protected:
         """The images under one protection, restored and measured; two runs at once make them once."""
-        with self._one_at_a_time(f"protect-{name}"):
-            plan = self.plan(name)
-            return protect_images(
-                plan, images.clean, surrogate, self.home, self.device, self.settings.workers, progress
-            )
+        plan = self.plan(name)
+        return protect_images(plan, images.clean, surrogate, self.home, self.device, self.settings.workers, progress)
 
     def jobs(self, images: Images, protected: Mapping[str, Protected]) -> dict[str, list[CellJob]]:
         """All cells by group."""
