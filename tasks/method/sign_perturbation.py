@@ -48,7 +48,7 @@ class SignParameters:
     steps: int = 16
     rate: float = 0.1
     momentum: float = 1.0
-    smoothing: float = 0.7
+    smoothing: float = 1.0
     library: int = 100
     batch_size: int = 250
 
