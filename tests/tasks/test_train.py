@@ -1,5 +1,6 @@
 import csv
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -139,6 +140,14 @@ def test_a_killed_surrogate_has_all_its_snapshots(sample: Path, tmp_path: Path) 
     code = STOPS.format(params=PARAMS, sample=str(sample), work=str(work), snapshots=3)
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == -signal.SIGKILL
     assert len(list(work.glob("*.pt"))) == 3, "the state, and two snapshots"
+    wanted = NetworkParams.read(PARAMS)
+    for whole in (True, False):
+        copied = tmp_path / f"copied-{whole}"
+        shutil.copytree(work, copied)
+        if not whole:
+            next(copied.glob("*.1.pt")).unlink()
+        job = TrainingJob(*places, wanted, 0, work=copied, snapshots=3, **how)
+        assert (job._state() is not None) == whole, "without a snapshot of before, it begins again"
     epochs: set[str] = set()
     train_surrogate(
         *places, tmp_path / "again", params, work=work, progress=lambda what, done, total: epochs.add(what), **how
@@ -147,19 +156,6 @@ def test_a_killed_surrogate_has_all_its_snapshots(sample: Path, tmp_path: Path) 
     assert (tmp_path / "again/model.pt").read_bytes() == (tmp_path / "whole/model.pt").read_bytes()
     assert len(load_models(tmp_path / "again/model.pt")) == 3
     assert list(work.iterdir()) == []
-
-
-def test_a_state_whose_snapshot_is_gone_is_not_gone_on_from(sample: Path, tmp_path: Path) -> None:
-    code = STOPS.format(params=PARAMS, sample=str(sample), work=str(tmp_path), snapshots=3)
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == -signal.SIGKILL
-    next(tmp_path.glob("*.1.pt")).unlink()
-    epochs: set[str] = set()
-    params = PARAMS | {"snapshots": 3, "seed": 0}
-    train_surrogate(
-        sample / "clean", sample / "test", tmp_path / "out", params, device="cpu", threads=1, work=tmp_path,
-        progress=lambda what, done, total: epochs.add(what),
-    )  # fmt: skip
-    assert len(epochs) == 3
 
 
 def test_other_inputs_are_another_training(sample: Path, tmp_path: Path) -> None:
