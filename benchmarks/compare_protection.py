@@ -1,7 +1,7 @@
 """Compare protections on CIFAR-10 by what networks learn from them: accuracy on clean test images, over PSNR.
 
     python -m benchmarks.compare_protection --images 10000 --epochs 12 --seeds 0 1 2 --out results.json \
-        clean paper exact exact,set.amplitude=8 exact,perturbation.steps=0
+        clean paper exact exact,set.amplitude=8 exact,perturbation.smoothing=0
 
 A row is `clean`, or a profile with other parameters than those of params.yaml. Images come from the mirror
 (DMCP_MIRROR). All rows share one surrogate (seed 1000, trained on the same clean images) and one key; everything is

@@ -7,9 +7,9 @@ from tasks.protect import ExactMethod, PaperMethod
 
 
 def test_a_row_is_a_profile_with_other_values() -> None:
-    method = method_of("exact,set.amplitude=8,perturbation.steps=0")
+    method = method_of("exact,set.amplitude=8,perturbation.smoothing=0.5")
     assert isinstance(method, ExactMethod)
-    assert method.set == ExactParameters(amplitude=8) and method.perturbation.steps == 0
+    assert method.set == ExactParameters(amplitude=8) and method.perturbation.smoothing == 0.5
     assert isinstance(method_of("paper,transform.block=4,transform.classes=4"), PaperMethod)
     with pytest.raises(ParameterError, match="amplitude"):
         method_of("exact,set.amplitude=300")
