@@ -6,8 +6,8 @@ with the same classes first, has grown; for it the surrogate is kept (`surrogate
 made of the images that it was trained on. So shards of the old version come out byte for byte as before, and only new
 ones are computed.
 
-A new class, which the surrogate does not know, takes the target and the texture of an old one: its label, modulo the
-number of old classes. That protects it, but two classes with one texture are told apart by what they show: when many
+A new class, which the surrogate does not know, takes the target (and texture) of an old one: its label, modulo the
+number of old classes. That protects it, but two classes with one target are told apart by what they show: when many
 classes came, train the surrogate anew (`surrogate.keep: false`), which makes every shard new.
 """
 
