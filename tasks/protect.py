@@ -239,7 +239,7 @@ def protect_shard(
         ids = [key.image_id(job.split, s.key) for s in chosen]
         clean = np.stack([images[i] for i in group])
         with report.timed("perturb"):
-            # A class that came in later takes the target and the texture of an old one (tasks/growth.py).
+            # A class that came in later takes the target (and texture) of an old one (tasks/growth.py).
             labels = np.array([s.label for s in chosen], np.int64) % len(library)
             perturbed = perturbation.perturb(clean, labels, [key.image_seed(i) for i in ids])
         protected = _hide(job.method.profile, clean, perturbed, chosen, ids, key, report)

@@ -9,7 +9,7 @@ from starlette.responses import Response
 from flows.gateway import datasets, owner
 from flows.gateway.pages_chart import usage_chart
 from flows.gateway.pages_forms import Form, GivenForm
-from flows.gateway.pages_records import AUDIT_RECENT, recent_entries, usage_of
+from flows.gateway.pages_records import AUDIT_RECENT, entries, usage_of
 from flows.gateway.pages_session import OwnerVisitor
 from flows.gateway.pages_views import render, say, see
 from flows.gateway.parameters import After, DatasetPath, IdPath
@@ -50,7 +50,7 @@ def dashboard(request: Request, user: OwnerVisitor, gateway: GatewayState) -> Re
         days=DAYS,
         users=len({row.user for row in usage}),
         mine=owned_datasets(gateway, user),
-        audit=recent_entries(gateway, user, AUDIT_RECENT),
+        audit=entries(gateway, user, AUDIT_RECENT),
     )
 
 

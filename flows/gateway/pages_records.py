@@ -89,11 +89,6 @@ def audit(
     )
 
 
-def recent_entries(gateway: Gateway, user: User, limit: int) -> list[AuditInfo]:
-    """The last entries that the user may see, the newest first."""
-    return entries(gateway, user, limit)
-
-
 def entries(
     gateway: Gateway,
     user: User,

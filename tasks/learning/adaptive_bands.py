@@ -1,6 +1,7 @@
 """Attack `band-filter`: the signs of profile `exact`, estimated from what is known of them, and subtracted.
 
-The signs start from textures in a narrow band of frequencies that names the class (`tasks.method.patterns`). Which
+Made against signs that start from textures in a narrow band of frequencies that names the class (`pattern: bands`,
+`tasks.method.patterns`); of other signs it takes away what happens to lie in such bands of a class. Which
 class has which band is secret, but the bands to choose from are not, and the images of a class show theirs. So, of
 images whose carrier is undone (`adaptive_carrier`), at their brightness y = x + A s:
 

@@ -17,7 +17,7 @@ SIZES_KEPT = 8
 """Networks fitted to so many sizes of images are kept, the last ones: a folder of photographs can have a size each."""
 
 LARGE = 160
-"""Pixels a side from which on nothing is left to fit: larger images share one copy for each shorter side."""
+"""Pixels a side from which on no tap of a kernel is dead: fitted as if they had so many, larger images share copies."""
 
 LOGITS = "logits"
 """In place of a layer's path: the network's output."""

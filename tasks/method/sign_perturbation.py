@@ -160,6 +160,7 @@ def smoothed(values: torch.Tensor, std: float) -> torch.Tensor:
 
     Translation-invariant attacks (Dong et al., CVPR 2019): averaged over small shifts, a gradient depends less on the
     surrogate. Here neighbouring signs become alike besides, so that they are cheaper to carry and survive blur better.
+    Beyond the edge is nothing; torchvision's blur has a mirror image there, and needs images larger than its kernel.
     """
     if not std:
         return values

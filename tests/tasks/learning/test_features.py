@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from storage.errors import ParameterError
-from tasks.learning.features import SIZES_KEPT, Features
+from tasks.learning.features import LARGE, SIZES_KEPT, Features
 from tasks.learning.models import Normalized, build_model
 
 
@@ -84,3 +84,14 @@ def test_networks_of_a_few_sizes_are_kept_and_more_sizes_give_the_same() -> None
         features(torch.full((1, 3, side, 32), 0.3))
         assert len(features._by_size) <= SIZES_KEPT
     assert torch.equal(features(torch.full((1, 3, 32, 32), 0.3)), first)
+
+
+@pytest.mark.parametrize("architecture", ["resnet18", "mobilenet_v2"])
+def test_large_images_share_a_copy_and_have_the_network_s_activations(architecture: str) -> None:
+    model, layer = network(architecture), {"resnet18": "layer4", "mobilenet_v2": "features.18"}[architecture]
+    features = Features(model, layer, "fp32")
+    for height, width in ((LARGE, LARGE), (LARGE + 40, LARGE + 1), (LARGE + 3, LARGE + 77)):
+        images = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(height))
+        activations, _ = expected(model, layer, images)
+        torch.testing.assert_close(features(images), activations, rtol=1e-3, atol=1e-4)
+    assert len(features._by_size) == 1
