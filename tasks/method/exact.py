@@ -42,7 +42,7 @@ class ExactParameters:
         carrier: one of `CARRIERS`.
     """
 
-    amplitude: int = 13
+    amplitude: int = 14
     signs: str = "shared"
     carrier: str = "pixels"
 

@@ -15,6 +15,7 @@ from flows.sweep import done, outcomes, queue_command, run_trials, stop
 from flows.sweep_workspace import Workspace, check_project, git, prepare, trial_environment
 from storage.errors import Conflict, EnvironmentFault, ServiceError, UsageError
 from storage.settings import settings
+from tasks.params import load_params
 from tasks.sweep import Outcome, Trial, expand
 from tests.flows.world import PROJECT, entered
 
@@ -59,6 +60,7 @@ else:
     found = {"objective": 1 / amplitude, "psnr": 40.0 - amplitude, "n": 2, "cells": {}}
     (folder / "metrics" / f"evidence-{preset}.json").write_text(json.dumps(found))
 """
+AMPLITUDE = load_params("cifar10", PROJECT / "params.yaml").protect.exact.set.amplitude
 GRID = [{"protect.exact.set.amplitude": [20]}]
 
 
@@ -124,7 +126,7 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swept]:
         (folder / ".dmcp" / "refuse").touch()
         before = state_of(folder)
         workspace = prepare(folder, "cifar10", "search", "evaluate-protection", 1)
-        trials = expand(GRID, {"protect": {"exact": {"set": {"amplitude": 13}}}})
+        trials = expand(GRID, {"protect": {"exact": {"set": {"amplitude": AMPLITUDE}}}})
         try:
             run_trials(workspace, trials, "cifar10", 1, lambda *_: None)
             first = outcomes(workspace, trials, "cifar10", "search", "objective")
@@ -137,8 +139,8 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swept]:
 
 
 def test_trials_run_as_experiments_with_inputs_from_the_cache(swept: Swept) -> None:
-    assert swept.first[0].metrics == {"objective": 1 / 13, "psnr": 27.0, "n": 2.0}
-    assert swept.ran()[:3] == ["download 13", "evaluate 13", "evaluate 20"]
+    assert swept.first[0].metrics == {"objective": 1 / AMPLITUDE, "psnr": 40.0 - AMPLITUDE, "n": 2.0}
+    assert swept.ran()[:3] == [f"download {AMPLITUDE}", f"evaluate {AMPLITUDE}", "evaluate 20"]
 
 
 def test_a_trial_that_failed_says_why(swept: Swept) -> None:
@@ -170,8 +172,8 @@ def test_what_failed_is_run_again(swept: Swept) -> None:
     (swept.folder / ".dmcp" / "refuse").unlink()
     run_trials(swept.workspace, swept.trials, "cifar10", 1, lambda *_: None)
     found = outcomes(swept.workspace, swept.trials, "cifar10", "search", "objective")
-    assert [outcome.metrics and outcome.metrics["psnr"] for outcome in found] == [27.0, 20.0]
-    assert swept.ran() == ["download 13", "evaluate 13", "evaluate 20", "evaluate 20"]
+    assert [outcome.metrics and outcome.metrics["psnr"] for outcome in found] == [40.0 - AMPLITUDE, 20.0]
+    assert swept.ran() == [f"download {AMPLITUDE}", f"evaluate {AMPLITUDE}", "evaluate 20", "evaluate 20"]
 
 
 # --- the commands that it composes -----------------------------------------------------------------------------------
@@ -206,7 +208,7 @@ def test_trials_get_settings_as_variables(toy: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_dry_run_prints_the_commands_and_does_nothing(toy: Path) -> None:
-    result = CliRunner().invoke(app, ["sweep", "--dry-run", "--set", "protect.exact.set.amplitude=10,13"])
+    result = CliRunner().invoke(app, ["sweep", "--dry-run", "--set", "protect.exact.set.amplitude=10,14"])
     assert result.exit_code == 0, result.output
     lines = result.stdout.splitlines()
     assert len(lines) == 2

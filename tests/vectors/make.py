@@ -38,12 +38,12 @@ PAPER = {
 }
 # Image (the first two numbers are its sides), look, parameters, label, whether the payload is beside the pixels.
 EXACT: dict[str, tuple[str, int, int, str, ExactParameters, int | None, bool]] = {
-    "pixels-saturated": ("saturated", 72, 80, "waves", ExactParameters(), 65534, False),
-    "pixels": ("photo", 32, 32, "stripes", ExactParameters(), 3, False),
+    "pixels-saturated": ("saturated", 72, 80, "waves", ExactParameters(13), 65534, False),
+    "pixels": ("photo", 32, 32, "stripes", ExactParameters(13), 3, False),
     "pixels-odd-sides": ("gradient", 37, 29, "noise", ExactParameters(9), 0, False),
     "pixels-no-label": ("photo", 40, 24, "stripes", ExactParameters(24), None, False),
     "chunk-rgb": ("photo", 24, 21, "signs a sample", ExactParameters(20, "rgb", "chunk"), 7, True),
-    "spilled-noise": ("noise", 16, 16, "signs", ExactParameters(), 1, True),
+    "spilled-noise": ("noise", 16, 16, "signs", ExactParameters(13), 1, True),
 }
 
 Image = NDArray[np.uint8]
