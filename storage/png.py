@@ -83,7 +83,8 @@ def decode_png(data: bytes, name: str) -> NDArray[np.uint8]:
     Size, bit depth, colour type, the order of the chunks and every chunk's checksum are looked at before a pixel is
     decoded, so neither a decompression bomb (Pillow believes the last of several headers) nor a damaged file gets to
     the decoder. Where all checksums are right and the compressed pixels are fewer than the header says, the rest is
-    black, as Pillow leaves it: to find that out takes as long as decoding, and a seal notices it.
+    black, as Pillow leaves it: to find that out takes as long as decoding, and a seal notices it. The compressed
+    stream has one more checksum, at its end, which Pillow does not read.
 
     Args:
         data: the file's bytes.

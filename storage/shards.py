@@ -108,7 +108,7 @@ def read_shard(path: Path) -> list[Sample]:
             end = tar.offset  # tarfile takes a damaged header for the end: what follows the end must be zeros
     except FileNotFoundError as error:
         raise CorruptShard(f"The shard {path} does not exist.", "Fetch or build the variant again.") from error
-    except (tarfile.TarError, ValueError, EOFError) as error:
+    except (tarfile.TarError, ValueError, OverflowError, EOFError) as error:  # OverflowError: a size of 2^80, say
         raise _corrupt(path, f"it is no readable tar file ({error})") from error
     if len(data) - end < 2 * tarfile.BLOCKSIZE or data.count(0, end) != len(data) - end:
         raise _corrupt(path, f"it is cut off or damaged at byte {end}")

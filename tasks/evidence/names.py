@@ -10,6 +10,7 @@ ARCHITECTURES = {
     "vgg11_bn": "VGG-11",
     "densenet121": "DenseNet-121",
     "vit_small": "small ViT",
+    "linear": "linear layer",
 }
 TRIALS = {
     "wrong-key": "another key",

@@ -1,4 +1,4 @@
-"""Networks by name, all of them torchvision's, and the normalisation that belongs to a trained one.
+"""Networks by name, nearly all of them torchvision's, and the normalisation that belongs to a trained one.
 
 The stem "imagenet" is torchvision's own, which scales a 32x32 image down to 8x8 before the first block (fast, and some
 points of accuracy lower on small images). The stem "small" is the customary change for small images: the first
@@ -110,6 +110,16 @@ def _vit_small(classes: int, small: bool) -> nn.Module:
     return nn.Sequential(Resize((32, 32), antialias=True), transformer)
 
 
+def _linear(classes: int, small: bool) -> nn.Module:
+    """One layer on the pixels, scaled to 32x32: the surrogate of Perturbation-Induced Linearization (ICLR 2026).
+
+    A surrogate to compare with, far cheaper than a network; both stems are the same.
+    """
+    from torchvision.transforms import Resize
+
+    return nn.Sequential(Resize((32, 32), antialias=True), nn.Flatten(), nn.Linear(3 * 32 * 32, classes))
+
+
 def _first_convolution(channels: int) -> nn.Conv2d:
     convolution = nn.Conv2d(3, channels, 3, 1, 1, bias=False)
     nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
@@ -123,6 +133,7 @@ ARCHITECTURES: dict[str, Callable[[int, bool], nn.Module]] = {
     "densenet121": _densenet121,
     "vgg11_bn": _vgg11_bn,
     "vit_small": _vit_small,
+    "linear": _linear,
 }
 
 

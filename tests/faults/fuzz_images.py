@@ -213,7 +213,7 @@ def slowly(data: bytes) -> Image:
     ends = [i for i, (kind, _) in enumerate(parts) if kind == b"IEND"]
     width, height = (int.from_bytes(parts[0][1][i : i + 4], "big") for i in (0, 4))
     packed = b"".join(content for kind, content in parts[: ends[0]] if kind == b"IDAT")
-    stream = zlib.decompressobj().decompress(packed, height * (3 * width + 1))
+    stream = _inflated(packed, height * (3 * width + 1))
     height = len(stream) // (3 * width + 1)
     rows = np.frombuffer(stream[: height * (3 * width + 1)], np.uint8).reshape(height, 3 * width + 1)
     result = np.zeros((height + 1, 3 * width + 3), np.int64)  # a row of zeros above, a pixel of zeros on the left
@@ -226,6 +226,22 @@ def slowly(data: bytes) -> Image:
             mine[x + 3] = (value + guess) & 255
         result[y + 1] = mine
     return result[1:, 3:].reshape(height, width, 3).astype(np.uint8)
+
+
+def _inflated(packed: bytes, size: int) -> bytes:
+    """So many bytes, or those that come before an error: Pillow stops at the last pixel, before the stream's checksum."""
+    try:
+        return zlib.decompressobj().decompress(packed, size)
+    except zlib.error:
+        stream, machine = b"", zlib.decompressobj()
+        for i in range(len(packed)):
+            try:
+                stream += machine.decompress(packed[i : i + 1], size - len(stream))
+            except zlib.error:
+                break
+            if len(stream) == size:
+                break
+        return stream
 
 
 def _paeth(a: int, b: int, c: int) -> int:

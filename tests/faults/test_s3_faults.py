@@ -1,11 +1,13 @@
 """A few turns of `s3_faults`: every fault alone, then all of them together."""
 
+import json
 from pathlib import Path
 
 import pytest
 
 from storage.errors import PublicationConflict
 from storage.server import ServerAddress
+from tests.faults.__main__ import run_s3
 from tests.faults.s3_faults import Account, publish_and_pull
 from tests.faults.s3_proxy import Fault, faulty
 from tests.services import make_variant
@@ -36,6 +38,13 @@ def test_through_all_kinds(object_server: ServerAddress, variant: Path, scratch:
     account = Account()
     publish_and_pull(object_server, variant, scratch, 0, account, attempts=attempts)
     assert account.met.total() > 0
+
+
+def test_a_long_run_is_told_as_json(tmp_path: Path) -> None:
+    found = json.loads(json.dumps(run_s3(1, 0, tmp_path)))
+    assert found["runs"] == 1
+    assert found["met"]
+    assert all(isinstance(count, int) for count in found["met"].values())
 
 
 def test_the_proxy_honours_conditions(object_server: ServerAddress) -> None:

@@ -136,6 +136,15 @@ def test_missing_and_not_a_tar(tmp_path: Path) -> None:
         read_shard(tmp_path / "s.tar")
 
 
+def test_a_size_beyond_all_files(tmp_path: Path) -> None:
+    """GNU's binary sizes have up to 88 bits; found by fuzzing."""
+    info = tarfile.TarInfo("a.png")
+    info.size = 2**80
+    (tmp_path / "s.tar").write_bytes(info.tobuf(tarfile.GNU_FORMAT) + bytes(1024))
+    with pytest.raises(CorruptShard):
+        read_shard(tmp_path / "s.tar")
+
+
 def test_a_trailing_newline_after_a_label_is_fine(tmp_path: Path) -> None:
     path = tar_of(tmp_path / "s.tar", ("a.png", REG, b"p"), ("a.cls", REG, b"12\n"))
     assert read_shard(path) == [Sample("a", b"p", 12)]
