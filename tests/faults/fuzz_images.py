@@ -229,7 +229,7 @@ def slowly(data: bytes) -> Image:
 
 
 def _inflated(packed: bytes, size: int) -> bytes:
-    """So many bytes, or those that come before an error: Pillow stops at the last pixel, before the stream's checksum."""
+    """So many bytes, or those that come before an error: Pillow stops at the last pixel, before the checksum."""
     try:
         return zlib.decompressobj().decompress(packed, size)
     except zlib.error:
