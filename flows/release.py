@@ -17,6 +17,7 @@ stays charged and on record; it is not handed out as long as the request has no 
 """
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -73,8 +74,16 @@ class GrantedKeys:
         self.grant(key.dataset)
         return key
 
-    def grant(self, dataset: str, images: int = 0) -> Grant:
-        """The grant for a data set, for up to so many images. Raises NotAuthorised, and remembers why."""
+    def grant(self, dataset: str, images: int = 0, shard: int | None = None) -> Grant:
+        """The grant for a data set, for up to so many images. Raises NotAuthorised, and remembers why.
+
+        A shard that an attempt charged before it died is paid for: while the grant that paid holds it serves again,
+        though nothing may be left of it. Should there be more images now, `charge` says whether there is room.
+        """
+        paid = None if shard is None else self.book.charge_of(self.asker.request_id, shard, dataset)
+        if paid is not None:
+            with suppress(NotAuthorised):
+                return self.book.authorise(self.asker.user_id, dataset, version=self.asker.version, grant=paid.grant_id)
         try:
             return authorise_images(self.book, self.asker.user_id, dataset, self.asker.version, images)
         except NotAuthorised as error:
@@ -126,7 +135,7 @@ def admit(batch: RestoredBatch, keys: GrantedKeys, lists: ClassLists, shard: int
     grants: dict[str, dict[str, int]] = {}
     for dataset, members in groups.items():
         try:
-            grant = keys.grant(dataset, len(members))
+            grant = keys.grant(dataset, len(members), shard)
             outside = _outside(batch, members, grant, lists)
             if covered := len(members) - len(outside):
                 if shard is not None:

@@ -216,7 +216,7 @@ def _place(folder: Path, work: Work, served: Served, keys: GrantedKeys, attempt:
             result = served.results[number]
             grants = {}
             for dataset, before in served.grants[number].items():
-                grant = keys.grant(dataset, before["images"])
+                grant = keys.grant(dataset, before["images"], number)
                 charge(keys, number, grant, before["images"])
                 grants[dataset] = {"id": grant.id, "images": before["images"]}
             attempt.check()

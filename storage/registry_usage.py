@@ -43,6 +43,7 @@ class UsageBook(GrantBook):
         *,
         version: str | None = None,
         images: int = 0,
+        grant: int | None = None,
         now: datetime | None = None,
     ) -> Grant:
         """The grant under which a user may have images of a data set restored.
@@ -54,6 +55,7 @@ class UsageBook(GrantBook):
             dataset: of which data set.
             version: the published version that is requested; None: files of the user's own, or a local folder.
             images: how many are about to be restored; 0: whether it is allowed at all.
+            grant: the number of the only grant to look at; None: all that the user holds.
             now: at which moment (default: this one).
 
         Returns:
@@ -68,18 +70,18 @@ class UsageBook(GrantBook):
         moment = utc_now() if now is None else as_utc(now)
         with self.read() as session:
             user = check_enabled(user_by_id(session, user_id))
-            grants = session.scalars(grants_of(user_id, dataset)).all()
+            grants = [g for g in session.scalars(grants_of(user_id, dataset)) if grant in (None, g.id)]
             terms = newest_terms(session, dataset)
             accepted = accepted_version(session, user_id, dataset)
         number = None if terms is None else terms.version
         allowed: list[Grant] = []
         refused: list[tuple[Grant, Refusal]] = []
-        for grant in grants:
-            refusal = first_refusal(Asked(user, dataset, version, images, moment, grant, number, accepted))
+        for held in grants:
+            refusal = first_refusal(Asked(user, dataset, version, images, moment, held, number, accepted))
             if refusal is None:
-                allowed.append(grant)
+                allowed.append(held)
             else:
-                refused.append((grant, refusal))
+                refused.append((held, refusal))
         chosen = best(allowed)
         if chosen is not None:
             return chosen

@@ -15,6 +15,9 @@ from tests.faults.s3_faults import RATE, Account, publish_and_pull
 from tests.services import make_variant
 
 
+KINDS = ["protect", "publish", "restore"]
+
+
 def run_s3(times: int, seed: int, folder: Path) -> dict[str, Any]:
     """Publish and pull through a failing object store; every second time by a client that tries a request once."""
     account, scratch = Account(), folder / "scratch"
@@ -28,12 +31,12 @@ def run_s3(times: int, seed: int, folder: Path) -> dict[str, Any]:
     return {"rate_by_attempts": RATE, **vars(account)}  # asdict would count a Counter's items
 
 
-def run_kills(times: int, seed: int, folder: Path) -> dict[str, Any]:
+def run_kills(times: int, seed: int, folder: Path, jobs: list[str]) -> dict[str, Any]:
     """Kill each kind of job so many times."""
     from tests.faults.arena import arena  # Prefect has threads, and the fuzzer forks
     from tests.faults.kills import JOBS, Outcome, kill_once, launcher, undisturbed
 
-    draw, outcomes = random.Random(seed), {name: Outcome() for name in JOBS}
+    draw, outcomes = random.Random(seed), {name: Outcome() for name in jobs}
     with arena(folder), launcher() as context:
         for name, outcome in outcomes.items():
             outcome.undisturbed_seconds = round(undisturbed(context, JOBS[name]), 2)
@@ -50,6 +53,7 @@ def main() -> None:
     parser.add_argument("--times", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="JSON file")
+    parser.add_argument("--jobs", nargs="+", choices=KINDS, default=KINDS, help="kills: of these")
     parser.add_argument("--processes", type=int, default=2, help="fuzz: so many at once")
     parser.add_argument("--seconds", type=float, help="fuzz: begin nothing more after so long")
     parser.add_argument("--replay", metavar="TARGET:N", help="fuzz: one input again; --out is where it is written")
@@ -59,8 +63,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         if options.what == "fuzz":
             found = run_fuzz(options.times, options.seed, options.processes, options.seconds)
+        elif options.what == "kills":
+            found = run_kills(options.times, options.seed, Path(folder), options.jobs)
         else:
-            found = {"s3": run_s3, "kills": run_kills}[options.what](options.times, options.seed, Path(folder))
+            found = run_s3(options.times, options.seed, Path(folder))
     found = {"times": options.times, "seed": options.seed, "found": found, "machine": describe_machine()}
     text = json.dumps(found, indent=1) + "\n"
     if options.out:

@@ -330,6 +330,28 @@ def test_a_quota_ends_a_request_and_is_charged_once(place: Place) -> None:
     assert (place.used(), place.released(request_id)) == ([6], [(0, 2), (1, 2), (2, 2)])
 
 
+def test_what_a_killed_attempt_charged_is_paid_for(place: Place) -> None:
+    """Killed after the last shard was charged, before it was given out; found by killing (`tests/faults/kills.py`)."""
+    grant = place.grant(quota=6)
+    request_id = place.submit(place.files(place.pngs))
+    for shard in range(SHARDS):
+        place.book.charge(request_id, shard, grant.id, 2)
+    serve_request(request_id)
+    place.assert_whole(request_id)
+    assert (place.used(), place.released(request_id)) == ([6], [(0, 2), (1, 2), (2, 2)])
+
+
+def test_what_a_revoked_grant_paid_is_charged_to_another(place: Place) -> None:
+    grant = place.grant(quota=6)
+    request_id = place.submit(place.files(place.pngs))
+    place.book.charge(request_id, 0, grant.id, 2)
+    place.revoke()
+    place.grant(quota=6)
+    serve_request(request_id)
+    place.assert_whole(request_id)
+    assert place.used() == [0, 6]
+
+
 def test_a_grant_for_a_class_goes_by_the_sealed_label(place: Place) -> None:
     """Not by the one that stands beside the image, and not where none is sealed."""
     place.publish()
