@@ -14,7 +14,6 @@ from tests.faults.fuzz import replay, run_fuzz
 from tests.faults.s3_faults import RATE, Account, publish_and_pull
 from tests.services import make_variant
 
-
 KINDS = ["protect", "publish", "restore"]
 
 
