@@ -150,7 +150,8 @@ class Restoring:
 
     def look(self) -> None:
         """What is released is charged and on record; what is in the bucket was released."""
-        store, (used, shards) = open_store(settings(), "private"), self._account()
+        store, (used, entries) = open_store(settings(), "private"), self._account()
+        shards = [shard for shard, _ in entries]
         keys = [info.key.rpartition("/")[2] for info in store.list(f"requests/{self.request}/")]
         there = {name for name in keys if name.startswith("result-")}
         assert len(shards) == len(set(shards)), f"a shard was released twice: {shards}"
@@ -158,22 +159,26 @@ class Restoring:
         assert used >= 32 * len(shards)
 
     def check(self) -> None:
-        used, shards = self._account()
+        used, entries = self._account()
         assert used == self.images
-        assert sorted(shards) == list(range(self.images // 32))
+        assert len(entries) == len(set(entries)), f"an attempt released a shard twice: {entries}"
+        # Killed between the entry in the log and the release, a shard is entered again by the next attempt.
+        assert {shard for shard, _ in entries} == set(range(self.images // 32)), entries
         with tempfile.TemporaryDirectory() as folder:
             done = fetch_results(open_store(settings(), "private"), self.request, Path(folder, "out"), Path(folder))
             assert (done.restored, len(done.refused)) == (self.images, 0)
             assert _pictures(Path(folder, "out")) == _pictures(settings().data_path("sample", "clean"))
 
-    def _account(self) -> tuple[int, list[int]]:
+    def _account(self) -> tuple[int, list[tuple[int, int]]]:
+        """Images charged; shard and attempt of each entry that says a shard is about to be released."""
         from flows import access
         from storage.audit import open_audit_log
 
         with access.registry() as book, open_audit_log(settings()) as log:
             assert log.verify().fault is None
             entries = log.entries(action="release", request_id=self.request)
-            return book.list_grants(self.name)[0].used, [json.loads(entry.details)["shard"] for entry in entries]
+            found = [json.loads(entry.details) for entry in entries]
+            return book.list_grants(self.name)[0].used, [(entry["shard"], entry["attempt"]) for entry in found]
 
 
 JOBS: dict[str, Callable[[], Job]] = {"protect": Protecting, "publish": Publishing, "restore": Restoring}
