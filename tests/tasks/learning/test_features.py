@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from storage.errors import ParameterError
-from tasks.learning.features import LARGE, SIZES_KEPT, Features
+from tasks.learning.features import LARGE, LOGITS, SIZES_KEPT, Features
 from tasks.learning.models import Normalized, build_model
 
 
@@ -50,6 +50,17 @@ def test_they_are_the_network_s_activations(architecture: str, layer: str) -> No
         torch.testing.assert_close(ours.detach(), activations, rtol=1e-3, atol=1e-4)
         # Rounding may turn a ReLU at 0 over, which changes a few pixels' gradient: so by norm, not one by one.
         assert (slope - gradient).norm() < 0.02 * gradient.norm()
+
+
+@pytest.mark.parametrize("architecture", ["resnet18", "linear"])
+@pytest.mark.parametrize("side", [24, 32, 40])
+def test_logits_are_the_network_s_output(architecture: str, side: int) -> None:
+    model = network(architecture)
+    images = torch.rand(4, 3, side, side, generator=torch.Generator().manual_seed(side)).requires_grad_()
+    logits = Features(model, LOGITS, "fp32")(images)
+    (slope,) = torch.autograd.grad(logits.square().sum(), images)
+    torch.testing.assert_close(logits.detach(), model(images).detach(), rtol=1e-3, atol=1e-4)
+    assert slope.norm() > 0
 
 
 def test_bf16_is_close_and_its_gradient_points_the_same_way() -> None:
