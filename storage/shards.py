@@ -20,6 +20,9 @@ from storage.files import open_atomic, sha256_file
 KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,94}")
 """What a key looks like: no dot (WebDataset splits there), no slash, short enough for a USTAR header."""
 
+BAD_TAR = (tarfile.TarError, ValueError, OverflowError, EOFError, RecursionError)
+"""What tarfile raises for bytes that are no tar: sizes beyond all files overflow, headers about headers recurse."""
+
 _PLAIN = (tarfile.REGTYPE, tarfile.AREGTYPE)
 _LABEL = re.compile(rb"[0-9]{1,9}\s*")
 
@@ -108,7 +111,7 @@ def read_shard(path: Path) -> list[Sample]:
             end = tar.offset  # tarfile takes a damaged header for the end: what follows the end must be zeros
     except FileNotFoundError as error:
         raise CorruptShard(f"The shard {path} does not exist.", "Fetch or build the variant again.") from error
-    except (tarfile.TarError, ValueError, OverflowError, EOFError) as error:  # OverflowError: a size of 2^80, say
+    except BAD_TAR as error:
         raise _corrupt(path, f"it is no readable tar file ({error})") from error
     if len(data) - end < 2 * tarfile.BLOCKSIZE or data.count(0, end) != len(data) - end:
         raise _corrupt(path, f"it is cut off or damaged at byte {end}")

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from storage.errors import InputError, TooLarge
-from storage.shards import KEY
+from storage.shards import BAD_TAR, KEY
 from tasks.request_sources import Budget, Found, Item, Limits, is_litter, plain_name, refuse, take
 
 HEADER_BYTES = 1 << 20
@@ -86,10 +86,6 @@ class _Headers:
         return self.file.read(max(0, min(size, self.end - self.tell())))
 
 
-# A chain of headers about headers ends in a RecursionError.
-_BAD_TAR = (tarfile.TarError, ValueError, OverflowError, EOFError, RecursionError)
-
-
 def list_tar(path: Path, budget: Budget, shown: str | None = None, inside: Member | None = None) -> Listing:
     """List a tar without reading its contents. A damaged one is listed as far as it can be.
 
@@ -110,9 +106,9 @@ def list_tar(path: Path, budget: Budget, shown: str | None = None, inside: Membe
             with tarfile.open(fileobj=cast(BinaryIO, headers), mode="r:") as tar:
                 try:
                     _list_members(tar, headers, listing, budget)
-                except _BAD_TAR as error:
+                except BAD_TAR as error:
                     listing.damage = f"it is damaged after {len(listing.members):,} files ({_reason(error)})"
-    except (*_BAD_TAR, OSError) as error:
+    except (*BAD_TAR, OSError) as error:
         raise InputError(
             f"{shown or path} can not be read as a tar file ({_reason(error)}).", "Hand in an uncompressed tar."
         ) from error

@@ -35,7 +35,7 @@ class Features:
         precision: "auto", "bf16" or "fp32".
 
     Raises:
-        ParameterError: the network has no such layer.
+        ParameterError: the network has no such layer, or can not be cut (torch.fx does not trace it).
     """
 
     def __init__(self, model: Normalized, layer: str, precision: str = "auto") -> None:
@@ -80,14 +80,19 @@ def _up_to(network: nn.Module, layer: str) -> fx.GraphModule:
     """The network in eval mode, from its input to this layer's output."""
     from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
-    if layer == LOGITS:
-        layer = get_graph_node_names(network, suppress_diff_warning=True)[1][-1]
     try:
+        if layer == LOGITS:
+            layer = get_graph_node_names(network, suppress_diff_warning=True)[1][-1]
         cut = create_feature_extractor(network, {layer: "out"}, suppress_diff_warning=True).eval()
     except ValueError as error:
         known = ", ".join(path for path in feature_layers(network) if "." not in path)
         raise ParameterError(
             f"The surrogate has no layer {layer!r}.", f"Set layer to one of {known}, to a part of one, or to {LOGITS}."
+        ) from error
+    except (TypeError, fx.proxy.TraceError) as error:
+        raise ParameterError(
+            f"A network of this architecture can not be a surrogate: torch.fx does not trace it ({error}).",
+            "Choose another for section `surrogate`, as resnet18.",
         ) from error
     return cast(fx.GraphModule, cut)
 

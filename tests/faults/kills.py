@@ -1,6 +1,6 @@
 """Protecting, publishing and restoring, killed with SIGKILL at random instants and run again.
 
-    python -m tests.faults kills --times 100 --out docs/results/kills.json
+    python -m tests.faults kills --times 100 --out kills.json
 
 does what `test_kills.py` does a few times. Each job is the flow that people run, in a process of its own (forked from
 one that has everything imported, or most kills would hit imports); it is killed after a share, drawn from a seed, of

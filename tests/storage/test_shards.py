@@ -145,6 +145,14 @@ def test_a_size_beyond_all_files(tmp_path: Path) -> None:
         read_shard(tmp_path / "s.tar")
 
 
+def test_headers_about_headers(tmp_path: Path) -> None:
+    info = tarfile.TarInfo("././@LongLink")
+    info.type = tarfile.GNUTYPE_LONGNAME
+    (tmp_path / "s.tar").write_bytes(info.tobuf(tarfile.GNU_FORMAT) * 2000 + bytes(1024))
+    with pytest.raises(CorruptShard, match="no readable tar"):
+        read_shard(tmp_path / "s.tar")
+
+
 def test_a_trailing_newline_after_a_label_is_fine(tmp_path: Path) -> None:
     path = tar_of(tmp_path / "s.tar", ("a.png", REG, b"p"), ("a.cls", REG, b"12\n"))
     assert read_shard(path) == [Sample("a", b"p", 12)]

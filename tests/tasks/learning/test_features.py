@@ -87,6 +87,12 @@ def test_an_unknown_layer_is_refused_with_those_there_are() -> None:
         Features(network("resnet18"), "layer5")
 
 
+@pytest.mark.parametrize("layer", [LOGITS, "1"])
+def test_a_network_that_can_not_be_cut_is_refused(layer: str) -> None:
+    with pytest.raises(ParameterError, match="can not be a surrogate"):
+        Features(network("vit_small"), layer)
+
+
 def test_networks_of_a_few_sizes_are_kept_and_more_sizes_give_the_same() -> None:
     model = Normalized(build_model("resnet18", 3, "imagenet", 0), (0.5,) * 3, (0.25,) * 3).eval()
     features = Features(model, "layer3", "fp32")
