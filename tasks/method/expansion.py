@@ -37,27 +37,29 @@ MAX_THRESHOLD = 42
 _NEVER = -1
 
 
-@njit(cache=True, nogil=True, inline="always")
-def _predict(image, y, x, channel):  # type: ignore[no-untyped-def]
-    """Prediction from later samples, 0..255, or `_NEVER` for the G of the last pixel."""
+@njit(cache=True, nogil=True)
+def _planes(image):  # type: ignore[no-untyped-def]
+    """R-G, G and B-G, int32 [3, (h + 1) * (w + 1)], with zeros right of each row and below: y, x is at y * (w + 1) + x.
+
+    The zeros are all alike, so that the edge predictor takes the neighbour that there is; of the differences it makes
+    nothing where there is none.
+    """
     height, width, _ = image.shape
-    right, below = x + 1 < width, y + 1 < height
-    own = np.int64(0) if channel == 1 else np.int64(image[y, x, 1])
-    a = b = c = np.int64(0)
-    if right:
-        a = np.int64(image[y, x + 1, channel]) - (0 if channel == 1 else np.int64(image[y, x + 1, 1]))
-    if below:
-        b = np.int64(image[y + 1, x, channel]) - (0 if channel == 1 else np.int64(image[y + 1, x, 1]))
-    if right and below:
-        c = np.int64(image[y + 1, x + 1, channel]) - (0 if channel == 1 else np.int64(image[y + 1, x + 1, 1]))
-        guess = median_edge(a, b, c)
-    elif right or below:
-        guess = a + b
-    elif channel == 1:
-        return np.int64(_NEVER)
-    else:
-        guess = np.int64(0)
-    return min(max(own + guess, 0), 255)
+    planes = np.zeros((3, (height + 1) * (width + 1)), np.int32)
+    for y in range(height):
+        for x in range(width):
+            at, green = y * (width + 1) + x, np.int32(image[y, x, 1])
+            planes[0, at] = np.int32(image[y, x, 0]) - green
+            planes[1, at] = green
+            planes[2, at] = np.int32(image[y, x, 2]) - green
+    return planes
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _predict(plane, at, stride, green):  # type: ignore[no-untyped-def]
+    """Prediction from later samples, 0..255; `green` is the pixel's own G for R and B, and 0 for G."""
+    right, below, between = plane[at + 1], plane[at + stride], plane[at + stride + 1]
+    return min(max(green + median_edge(np.int64(right), np.int64(below), np.int64(between)), 0), 255)
 
 
 @njit(cache=True, nogil=True, inline="always")
@@ -88,13 +90,18 @@ def _room(image, counts, predictions):  # type: ignore[no-untyped-def]
     """For each threshold, how many samples it expands, int64 [MAX_THRESHOLD + 1]; keeps predictions, int16 [3hw]."""
     height, width, _ = image.shape
     counts[:] = 0
+    planes, stride = _planes(image), width + 1
     y, x = RESERVED // width, RESERVED % width - 1
     for i in range(RESERVED, height * width):
         x += 1
         if x == width:
             y, x = y + 1, 0
+        at = y * stride + x
         for channel in range(3):
-            q = _predict(image, y, x, channel)
+            green = np.int64(0) if channel == 1 else np.int64(image[y, x, 1])
+            q = _predict(planes[channel], at, stride, green)
+            if channel == 1 and i == height * width - 1:
+                q = np.int64(_NEVER)
             predictions[3 * i + channel] = q
             if q == _NEVER:
                 continue
@@ -159,37 +166,49 @@ def _embed(image, predictions, t, bits, out, flags):  # type: ignore[no-untyped-
     return extent if done == bits.size and owed == 0 else -1
 
 
+@njit(cache=True, nogil=True, inline="always")
+def _taken_back(v, q, t, stack, held):  # type: ignore[no-untyped-def]
+    """A sample as it was, and how many bits lie on the stack then; -1: one that was needed was not there."""
+    if held < 0 or _skipped(q, t):
+        return v, held
+    e = v - q
+    expanded = (e >= -2 * t) & (e < 2 * t)
+    if not expanded and _in_doubt(v, q, t):
+        held -= 1
+        if held < 0 or stack[held] == 0:
+            return v, held
+    # Both cases are computed and one is chosen: which it is no processor guesses.
+    stack[held] = e & 1
+    change = e - (e >> 1) if expanded else (t if e > 0 else -t)
+    return v - change, held + expanded
+
+
 @njit(cache=True, nogil=True)
 def _extract(image, t, extent, stack):  # type: ignore[no-untyped-def]
-    """Restore `image` in place. Returns how many bits lie on `stack` (uint8), the first one on top; -1: impossible."""
+    """Restore `image` in place. Returns how many bits lie on `stack` (uint8), the first one on top; -1: impossible.
+
+    `stack` has an entry more than there are samples.
+    """
     height, width, _ = image.shape
-    held = 0
+    planes, stride = _planes(image), width + 1
+    red, green, blue = planes[0], planes[1], planes[2]
     end = pixels_of_extent(height * width, extent)
+    held = np.int64(0)
     y, x = end // width, end % width
-    for _ in range(end - RESERVED):
+    for i in range(end - 1, RESERVED - 1, -1):
         x -= 1
         if x < 0:
             y, x = y - 1, width - 1
-        for k in range(2, -1, -1):
-            channel = _channel(k)
-            q = _predict(image, y, x, channel)
-            if q == _NEVER or _skipped(q, t):
-                continue
-            v = np.int64(image[y, x, channel])
-            e = v - q
-            if -2 * t <= e < 2 * t:
-                stack[held] = e & 1
-                held += 1
-                image[y, x, channel] = q + (e >> 1)
-                continue
-            shifted = True
-            if _in_doubt(v, q, t):
-                if held == 0:
-                    return -1
-                held -= 1
-                shifted = stack[held] == 1
-            if shifted:
-                image[y, x, channel] = v - t if e > 0 else v + t
+        at = y * stride + x
+        r, g, b = np.int64(image[y, x, 0]), np.int64(image[y, x, 1]), np.int64(image[y, x, 2])
+        if i < height * width - 1:  # the last G has nothing to be predicted from
+            g, held = _taken_back(g, _predict(green, at, stride, 0), t, stack, held)
+        b, held = _taken_back(b, _predict(blue, at, stride, g), t, stack, held)
+        r, held = _taken_back(r, _predict(red, at, stride, g), t, stack, held)
+        if held < 0:
+            return held
+        image[y, x, 0], image[y, x, 1], image[y, x, 2] = r, g, b
+        red[at], green[at], blue[at] = r - g, g, b - g
     return held
 
 
@@ -224,7 +243,7 @@ def expand_batch(images, payloads, sizes, out, thresholds, extents):  # type: ig
 @njit(cache=True, nogil=True)
 def contract_batch(images, thresholds, extents, sizes, payloads, sound):  # type: ignore[no-untyped-def]
     """Undo `expand_batch` in place: fills `payloads` uint8 [n, m]; `sound[i]` False where no encoder made this."""
-    stack = np.empty(images[0].size, np.uint8)
+    stack = np.empty(images[0].size + 1, np.uint8)
     for i in range(images.shape[0]):
         held = _extract(images[i], thresholds[i], extents[i], stack)
         sound[i] = held >= 8 * sizes[i]

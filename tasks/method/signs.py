@@ -80,18 +80,25 @@ def _seen(image, per_pixel):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True, inline="always")
-def _context(seen, known, signs, at, stride, last, unit):  # type: ignore[no-untyped-def]
+def _part(unit):  # type: ignore[no-untyped-def]
+    """n * part >> 32 is n // (2 * unit) for all n that occur, below 2^14, and ten times as fast."""
+    return (1 << 32) // (2 * unit) + 1
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _context(seen, known, signs, at, stride, last, unit, part):  # type: ignore[no-untyped-def]
     """Context, within its plane, of the sign of a pixel: planes as of `_seen`, `_sums` and `_framed`.
 
-    The clean sums in the frame are all the same, so that the edge predictor takes the neighbour that there is.
+    `part` is that of `_part(unit)`. The clean sums in the frame are all the same, so that the edge predictor takes the
+    neighbour that there is.
     """
     guess = median_edge(np.int64(known[at - 1]), np.int64(known[at - stride]), np.int64(known[at - stride - 1]))
     later = np.int64(seen[at + 1]) + np.int64(seen[at + stride]) if at != last else 2 * guess
     evidence = 6 * np.int64(seen[at]) - 4 * guess - later
-    # To the nearest step, and clamped. Unsigned, because a signed division is ten times as slow.
-    step = np.uint32(min(max(evidence + _EVIDENCE * unit, 0), 2 * _EVIDENCE * unit - 1)) // np.uint32(2 * unit)
+    # To the nearest step, and clamped: divided by 2 * unit.
+    step = (min(max(evidence + _EVIDENCE * unit, 0), 2 * _EVIDENCE * unit - 1) * part) >> 32
     around = signs[at - 1] | signs[at - stride] << 1 | signs[at - stride - 1] << 2 | signs[at - stride + 1] << 3
-    return np.int64(step) * _AROUND + around
+    return step * _AROUND + around
 
 
 @njit(cache=True, nogil=True)
@@ -114,13 +121,14 @@ def encode(clean, image, signs, amplitude, buffer):  # type: ignore[no-untyped-d
     probs, counts = new_contexts(_CONTEXTS)
     last_flag = np.zeros(3, np.int64)
     samples, stride = 3 // per_pixel, width + 2
+    unit, part = amplitude * samples, _part(amplitude * samples)
     seen, known = _seen(image, per_pixel), _sums(clean, per_pixel, 128 * samples)
     told, last = _framed(height, width, per_pixel, 0), height * stride + width
     for y in range(height):
         for x in range(width):
             at = (y + 1) * stride + x + 1
             for k in range(per_pixel):
-                context = _context(seen[k], known[k], told[k], at, stride, last, amplitude * samples)
+                context = _context(seen[k], known[k], told[k], at, stride, last, unit, part)
                 told[k, at] = 1 if signs[y, x, k] > 0 else 0
                 encode_bit(buffer, state, probs, counts, k * _PLANE + context, told[k, at])
             for channel in range(3):
@@ -142,13 +150,14 @@ def decode(code, image, per_pixel, amplitude, out):  # type: ignore[no-untyped-d
     probs, counts = new_contexts(_CONTEXTS)
     last_flag = np.zeros(3, np.int64)
     samples, stride = 3 // per_pixel, width + 2
+    unit, part = amplitude * samples, _part(amplitude * samples)
     seen, known = _seen(image, per_pixel), _framed(height, width, per_pixel, 128 * samples)
     told, last = _framed(height, width, per_pixel, 0), height * stride + width
     for y in range(height):
         for x in range(width):
             at = (y + 1) * stride + x + 1
             for k in range(per_pixel):
-                context = _context(seen[k], known[k], told[k], at, stride, last, amplitude * samples)
+                context = _context(seen[k], known[k], told[k], at, stride, last, unit, part)
                 told[k, at] = decode_bit(code, state, probs, counts, k * _PLANE + context)
                 known[k, at] = 0
             for channel in range(3):

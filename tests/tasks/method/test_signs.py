@@ -128,3 +128,10 @@ def test_signs_that_repeat_cost_next_to_nothing() -> None:
     sign[16:] = -1
     code = encoded(clean, perturbed(clean, sign, 13), sign, 13)
     assert 8 * len(code) / 1024 < 0.4
+
+
+def test_evidence_is_divided_exactly() -> None:
+    """By a multiplication: for every unit there can be, and every dividend."""
+    for unit in {samples * amplitude for samples in (1, 3) for amplitude in range(1, 128)}:
+        dividends = np.arange(26 * unit, dtype=np.int64)
+        assert np.array_equal(dividends * signs._part(unit) >> 32, dividends // (2 * unit))
