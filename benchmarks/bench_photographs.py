@@ -69,7 +69,7 @@ def bench(count: int, sizes: Sequence[tuple[int, int]], folder: Path) -> dict[st
     seconds = Counter({"read JPEG, write clean shards": perf_counter() - begun})
     chosen = load_params("imagefolder")
     job = ProtectJob(
-        "bench", "train", folder / "model.pt", folder / "library.npy", method_named(chosen.protect.model_dump())
+        "bench", "train", 2, folder / "model.pt", folder / "library.npy", method_named(chosen.protect.model_dump())
     )
     side = chosen.surrogate.image_size or 64
     network = Normalized(build_model("resnet18", 2), (0.5,) * 3, (0.25,) * 3)

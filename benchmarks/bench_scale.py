@@ -96,7 +96,7 @@ def build(shard: Shard) -> Images:
 def job_of(folder: Path) -> ProtectJob:
     """Protecting by texture alone, without a pass of the surrogate."""
     method = ExactMethod(perturbation=SignParameters(pattern="bands", steps=0))
-    return ProtectJob("bench", "train", folder / "model.pt", folder / "library.npy", method)
+    return ProtectJob("bench", "train", CLASSES, folder / "model.pt", folder / "library.npy", method)
 
 
 def prepare(folder: Path) -> None:

@@ -51,7 +51,9 @@ def make_pictures(folder: Path, dataset: str, key: DataKey, mirror: Path | None,
     network = Normalized(build_model("resnet18", len(manifest.classes), "imagenet", 0), (0.5,) * 3, (0.25,) * 3)
     save_model(model, network, ModelInfo("resnet18", "imagenet", manifest.classes, 32, 32))
     method = ExactMethod(perturbation=SignParameters(steps=1, library=2, batch_size=shard))
-    job = ProtectJob(dataset, manifest.split, model, prepare_library(clean, model, library, method), method)
+    job = ProtectJob(
+        dataset, manifest.split, len(manifest.classes), model, prepare_library(clean, model, library, method), method
+    )
     protected.mkdir()
     for info in manifest.shards:
         protect_shard(clean / info.name, protected / info.name, job, key)

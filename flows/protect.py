@@ -27,7 +27,7 @@ from storage.settings import settings
 from storage.shards import ShardInfo, describe_shard
 from tasks.digests import code_digest
 from tasks.growth import basis_of
-from tasks.learning.device import resolve_device
+from tasks.learning.device import arithmetic, resolve_device
 from tasks.params import ProtectParams, load_params
 from tasks.protect import (
     ProtectJob,
@@ -123,8 +123,14 @@ def facts_of(manifest: Manifest, surrogate: Path, parameters: dict[str, Any], ke
         "parameters": {name: parameters[name] for name in ("profile", parameters["profile"])},
         "key": key_id,
         "device": resolve_device(settings().device).type,
+        "arithmetic": arithmetic(resolve_device(settings().device)),
         "code": code_digest(*CODE),
     }
+
+
+def shared_of(manifest: Manifest) -> dict[str, Any]:
+    """What a job says of the variant."""
+    return {"dataset": manifest.dataset, "split": manifest.split, "classes": len(manifest.classes)}
 
 
 def _prepare(work: Work, facts: dict[str, Any], clean: Path, manifest: Manifest, surrogate: Path) -> None:
@@ -135,7 +141,7 @@ def _prepare(work: Work, facts: dict[str, Any], clean: Path, manifest: Manifest,
     if not library.exists():
         prepare_library(clean, surrogate.resolve(), library, wanted, facts["device"])
     paths = {"clean": clean.resolve(), "surrogate": surrogate.resolve(), "library": library}
-    work.write_job(facts | paths | {"dataset": manifest.dataset, "split": manifest.split})
+    work.write_job(facts | paths | shared_of(manifest))
 
 
 def _protect_shards(manifest: Manifest, work: Work) -> dict[str, ShardReport]:
@@ -162,6 +168,12 @@ def protect_range(work: str, first: int, end: int, jobs: str) -> None:
         shared = read_job(work)
         if shared["code"] != code_digest(*CODE):
             raise SettingsError("A worker has other code than the run.", "Bring all machines to the same release.")
+        if shared["arithmetic"] != arithmetic(resolve_device(shared["device"])):
+            raise SettingsError(
+                f"Networks compute in {arithmetic(resolve_device(shared['device']))} on a worker, and in "
+                f"{shared['arithmetic']} where the run began: the images would depend on who protected them.",
+                "Let workers of one kind of machine, with one release of torch, serve the work pool.",
+            )
         _features(shared)
         _protect_here(mine, work, lambda report, reused: None)
 
@@ -201,6 +213,7 @@ def job_of(shared: dict[str, Any]) -> ProtectJob:
     return ProtectJob(
         shared["dataset"],
         shared["split"],
+        shared["classes"],
         Path(shared["surrogate"]),
         Path(shared["library"]),
         method_named(shared["parameters"]),

@@ -21,7 +21,7 @@ from flows import access
 from flows.console import note
 from flows.engine import flow, over_shards, task
 from flows.meter import meter
-from flows.protect import facts_of, job_of
+from flows.protect import facts_of, job_of, shared_of
 from flows.runners import check_home
 from flows.services import object_store
 from flows.work import Work, read_job, work_for
@@ -137,7 +137,7 @@ def _prepare(
     if not library.exists():
         read = remote_reader(manifest, clean, work.folder)
         make_library(manifest, read, model, library, wanted, facts["device"])
-    work.write_job(facts | addresses | {"surrogate": model, "library": library})
+    work.write_job(facts | addresses | shared_of(manifest) | {"surrogate": model, "library": library})
 
 
 def _stream_shards(manifest: Manifest, work: Work) -> int:

@@ -9,7 +9,7 @@ import hashlib
 import io
 import re
 import tarfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -20,8 +20,9 @@ from storage.files import open_atomic, sha256_file
 KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,94}")
 """What a key looks like: no dot (WebDataset splits there), no slash, short enough for a USTAR header."""
 
-BAD_TAR = (tarfile.TarError, ValueError, OverflowError, EOFError, RecursionError)
-"""What tarfile raises for bytes that are no tar: sizes beyond all files overflow, headers about headers recurse."""
+BAD_TAR = (tarfile.TarError, ValueError, LookupError, OverflowError, EOFError, RecursionError)
+"""What tarfile raises for bytes that are no tar: sizes beyond all files overflow, headers about headers recurse, and a
+header that goes on where the file ends has no first byte there."""
 
 _PLAIN = (tarfile.REGTYPE, tarfile.AREGTYPE)
 _LABEL = re.compile(rb"[0-9]{1,9}\s*")
@@ -107,7 +108,7 @@ def read_shard(path: Path) -> list[Sample]:
     try:
         data = path.read_bytes()
         with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
-            members = [(m.name, _content(data, m, path)) for m in tar]
+            members = [(m.name, _content(data, m, path)) for m in forwards(tar)]
             end = tar.offset  # tarfile takes a damaged header for the end: what follows the end must be zeros
     except FileNotFoundError as error:
         raise CorruptShard(f"The shard {path} does not exist.", "Fetch or build the variant again.") from error
@@ -116,6 +117,20 @@ def read_shard(path: Path) -> list[Sample]:
     if len(data) - end < 2 * tarfile.BLOCKSIZE or data.count(0, end) != len(data) - end:
         raise _corrupt(path, f"it is cut off or damaged at byte {end}")
     return _samples(members, path)
+
+
+def forwards(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """The members of a tar.
+
+    Raises:
+        tarfile.ReadError: headers lead backwards, which tarfile follows.
+    """
+    last = -1
+    for member in tar:
+        if member.offset <= last or member.size < 0:
+            raise tarfile.ReadError("its headers lead backwards")
+        last = member.offset
+        yield member
 
 
 def _content(data: bytes, member: tarfile.TarInfo, path: Path) -> bytes:

@@ -1,7 +1,8 @@
 """Protect shards: decode, perturb, hide, seal, carry, encode. One shard in, one shard out, and a report.
 
-Bytes depend on the shard, the parameters, the surrogate, the library of targets and the key, never on how many workers
-run: a shard is always computed by one thread, in batches of the configured size.
+Bytes depend on the shard, the parameters, the surrogate, the library of targets and the key, and on how networks
+compute there (device, number format, release of torch), never on how many workers run: a shard is always computed by
+one thread, in the same batches.
 """
 
 import os
@@ -23,7 +24,7 @@ from storage.files import open_atomic
 from storage.manifest import Manifest, read_manifest
 from storage.png import decode_png, encode_png
 from storage.shards import Sample, read_shard, write_shard
-from tasks.batches import by_shape
+from tasks.batches import by_shape, portions
 from tasks.growth import basis_of
 from tasks.method.exact import SIGNS, ExactParameters, ExactProfile
 from tasks.method.paper import PaperParameters, PaperProfile
@@ -102,12 +103,14 @@ class ProtectJob:
 
     Attributes:
         split: split name of the variant; part of every image id.
+        classes: how many the data set has.
         surrogate: the trained surrogate (model.pt).
         library: activations of the target images (`prepare_library`).
     """
 
     dataset: str
     split: str
+    classes: int
     surrogate: Path
     library: Path
     method: Method
@@ -220,6 +223,7 @@ def protect_shard(
 
     Raises:
         CorruptShard, UnsupportedImage: the source can not be read.
+        DatasetError: an image has no label, or one that the data set does not have.
     """
     one_thread()
     report = ShardReport(target.name)
@@ -227,28 +231,49 @@ def protect_shard(
         samples = read_shard(source)
         if remove_source:
             source.unlink()
-    with report.timed("decode"):
-        images = [decode_png(s.png, s.key) for s in samples]
     report.images = len(samples)
+    _check_labels(samples, job.classes, source.name)
     features = surrogate_features(job.surrogate, job.method.layer, job.device)
     library = np.load(job.library)
     perturbation = job.method.perturber(features, library, key, job.device)
-    pngs: dict[int, bytes] = {}
+    pngs: dict[str, bytes] = {}
+    for portion in portions(samples):
+        _protect_portion(portion, pngs, perturbation, len(library), job, key, report)
+    with report.timed("write"):
+        write_shard(target, (Sample(s.key, pngs[s.key], s.label) for s in samples if s.key in pngs))
+    report.protected = len(pngs)
+    return report
+
+
+def _check_labels(samples: list[Sample], classes: int, shard: str) -> None:
+    for sample in samples:
+        if sample.label is None or sample.label >= classes:
+            raise DatasetError(f"{shard}: {sample.key} has no label of this data set.", "Build the variant again.")
+
+
+def _protect_portion(
+    samples: Sequence[Sample],
+    pngs: dict[str, bytes],
+    perturbation: Perturbation,
+    targets: int,
+    job: ProtectJob,
+    key: DataKey,
+    report: ShardReport,
+) -> None:
+    """Put the protected images of some samples into `pngs`, by key; `targets`: classes that the library has."""
+    with report.timed("decode"):
+        images = [decode_png(s.png, s.key) for s in samples]
     for group in by_shape(images):
         chosen = [samples[i] for i in group]
         ids = [key.image_id(job.split, s.key) for s in chosen]
         clean = np.stack([images[i] for i in group])
         with report.timed("perturb"):
             # A class that came in later takes the target (and texture) of an old one (tasks/growth.py).
-            labels = np.array([s.label for s in chosen], np.int64) % len(library)
+            labels = np.array([s.label for s in chosen], np.int64) % targets
             perturbed = perturbation.perturb(clean, labels, [key.image_seed(i) for i in ids])
         protected = _hide(job.method.profile, clean, perturbed, chosen, ids, key, report)
         with report.timed("encode"):
-            pngs.update({group[i]: encode_png(c.image, c.spilled) for i, c in protected})
-    with report.timed("write"):
-        write_shard(target, (Sample(s.key, pngs[i], s.label) for i, s in enumerate(samples) if i in pngs))
-    report.protected = len(pngs)
-    return report
+            pngs.update({chosen[i].key: encode_png(c.image, c.spilled) for i, c in protected})
 
 
 def _hide(

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from storage.errors import InputError, TooLarge
-from storage.shards import BAD_TAR, KEY
+from storage.shards import BAD_TAR, KEY, forwards
 from tasks.request_sources import Budget, Found, Item, Limits, is_litter, plain_name, refuse, take
 
 HEADER_BYTES = 1 << 20
@@ -120,11 +120,7 @@ def _reason(error: BaseException) -> str:
 
 
 def _list_members(tar: tarfile.TarFile, headers: _Headers, listing: Listing, budget: Budget) -> None:
-    last = -1
-    for member in tar:
-        if member.offset <= last or member.size < 0:
-            raise tarfile.ReadError("its headers lead backwards")
-        last = member.offset
+    for member in forwards(tar):
         tar.members = []  # type: ignore[attr-defined]  # tarfile keeps them all, about a kilobyte each
         tar.pax_headers = {}  # what a global header said, which each later one would copy
         headers.left = HEADER_BYTES

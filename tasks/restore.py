@@ -5,7 +5,6 @@ Images are decoded a portion at a time, so that a shard of PNGs that are small a
 the memory.
 """
 
-import struct
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,18 +13,15 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from storage.errors import DmcpError, InputError, Refused, public_text
-from storage.png import MAX_PIXELS, decode_png, encode_png, read_payload
+from storage.errors import DmcpError, EnvironmentFault, InputError, Refused, public_text
+from storage.png import decode_png, encode_png, read_payload
 from storage.shards import Sample
-from tasks.batches import by_shape
+from tasks.batches import by_shape, portions
 from tasks.method.carriers import read_headers
 from tasks.method.header import Header
 from tasks.method.known import parse_header, profile_of
 from tasks.method.profiles import Profile, Recovered
 from tasks.method.seal import DataKey
-
-PORTION_BYTES = 192 << 20
-"""Pixels that are decoded at once, unless one image has more."""
 
 FindPayload = Callable[[DataKey, bytes], Iterable[bytes]]
 """Key and image id to the payloads that the owner published beside the shards, the likeliest first: versions that were
@@ -34,7 +30,9 @@ refuses the one image; EnvironmentFault ends it all, since trying again may help
 """
 
 FindKey = Callable[[str], DataKey]
-"""Key id (16 hex digits) to key. Raises UnknownKey, ForeignImage or NotAuthorised for keys this request may not use."""
+"""Key id (16 hex digits) to key. Raises UnknownKey, ForeignImage or NotAuthorised for keys this request may not use;
+EnvironmentFault ends it all, since trying again may help.
+"""
 
 
 @dataclass(frozen=True)
@@ -94,31 +92,32 @@ def restore_samples(
     A sample keeps its label; where it has none, it gets the one that was sealed with it, if there is one.
 
     Raises:
-        EnvironmentFault: published payloads are out of reach (`find_payload`).
+        EnvironmentFault: keys (`find_key`) or published payloads (`find_payload`) are out of reach.
     """
-    batch = RestoredBatch(seconds={"decode": 0.0, "restore": 0.0, "encode": 0.0})
-    for portion in _portions(samples):
-        batch.extend(_restore_portion(portion, find_key, find_payload))
+    batch, keys = RestoredBatch(seconds={"decode": 0.0, "restore": 0.0, "encode": 0.0}), _asked_once(find_key)
+    for portion in portions(samples):
+        batch.extend(_restore_portion(portion, keys, find_payload))
     return batch
 
 
-def _portions(samples: Sequence[Sample]) -> Iterator[Sequence[Sample]]:
-    """The samples in order, as many at a time as `PORTION_BYTES` allow."""
-    start, size = 0, 0
-    for i, sample in enumerate(samples):
-        mine = _decoded_bytes(sample.png)
-        if i > start and size + mine > PORTION_BYTES:
-            yield samples[start:i]
-            start, size = i, 0
-        size += mine
-    if start < len(samples):
-        yield samples[start:]
+def _asked_once(find_key: FindKey) -> FindKey:
+    """The same answers, each key id asked for once: a vault may take a second, and images may have many shapes."""
+    found: dict[str, DataKey | DmcpError] = {}
 
+    def find(key_id: str) -> DataKey:
+        if key_id not in found:
+            try:
+                found[key_id] = find_key(key_id)
+            except EnvironmentFault:
+                raise
+            except DmcpError as error:
+                found[key_id] = _bare(error)
+        key = found[key_id]
+        if isinstance(key, DmcpError):
+            raise key
+        return key
 
-def _decoded_bytes(png: bytes) -> int:
-    """Size of a PNG's pixels, as its header says; 0 where it will be refused without being decoded."""
-    width, height = struct.unpack_from(">16xII", png) if len(png) >= 24 else (0, 0)
-    return 3 * width * height if width * height <= MAX_PIXELS else 0
+    return find
 
 
 def _restore_portion(samples: Sequence[Sample], find_key: FindKey, find_payload: FindPayload) -> RestoredBatch:
@@ -199,6 +198,8 @@ def _restore_images(
     for (key_id, _), group in groups.items():
         try:
             key = find_key(key_id)
+        except EnvironmentFault:  # trying again may help: no refusal
+            raise
         except DmcpError as error:
             for i in group:
                 results[i] = error

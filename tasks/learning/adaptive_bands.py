@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tasks.method.patterns import HIGHEST, LOWEST
+from tasks.method.patterns import all_bands
 
 Images = NDArray[np.uint8]
 Rows = NDArray[np.int64]
@@ -62,15 +62,6 @@ class _Basis:
     power: torch.Tensor
 
 
-def known_bands(classes: int) -> NDArray[np.float64]:
-    """All (frequency, angle) that `patterns.bands` deals out to so many classes, float64 [k, 2], k >= classes."""
-    rows = max(1, round(np.sqrt(classes * 0.75)))
-    columns = -(-classes // rows)
-    frequencies = np.linspace(LOWEST, HIGHEST, rows) if rows > 1 else np.array([(LOWEST + HIGHEST) / 2])
-    angles = np.linspace(0, np.pi / 2, columns) if columns > 1 else np.array([np.pi / 4])
-    return np.stack(np.meshgrid(frequencies, angles, indexing="ij"), -1).reshape(-1, 2)
-
-
 class BandFilter:
     """The estimate of amplitude, bands and signs.
 
@@ -85,7 +76,7 @@ class BandFilter:
     """
 
     def __init__(self, images: Images, labels: NDArray[np.int64], classes: int, device: torch.device) -> None:
-        self.images, self.device, self.bands = images, device, known_bands(classes)
+        self.images, self.device, self.bands = images, device, all_bands(classes)
         self.members = {c: rows for c in range(classes) if len(rows := np.flatnonzero(labels == c))}
         height, width = images.shape[1:3]
         self.tile = (min(TILE, height), min(TILE, width))

@@ -49,6 +49,11 @@ def resolve_precision(wanted: str, device: torch.device) -> Precision:
     return cast(Precision, wanted)
 
 
+def arithmetic(device: torch.device) -> str:
+    """How networks compute on a device when nothing else is asked for: what besides the code decides their numbers."""
+    return f"{resolve_precision('auto', device)} by torch {torch.__version__}"
+
+
 def _cpu_multiplies_bf16() -> bool:
     # Private names of torch: where a release lacks one, float32 is the safe answer.
     asks = (getattr(torch.cpu, name, None) for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"))

@@ -4,8 +4,6 @@
 header first, then plane 1, then plane 2. What it replaces is lost; what it does not reach keeps its bits.
 """
 
-from typing import Protocol
-
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
@@ -13,22 +11,6 @@ from numpy.typing import NDArray
 from tasks.method import header as hdr
 
 Images = NDArray[np.uint8]
-
-
-class Carrier(Protocol):
-    """Puts bytes into images of one shape, uint8 [n, h, w, 3], and takes them out again."""
-
-    def capacity(self, height: int, width: int) -> int:
-        """Payload bytes that fit beside the header."""
-
-    def embed(self, images: Images, headers: list[bytes], payloads: list[bytes]) -> None:
-        """Write header and payload of each image, in place."""
-
-    def clear(self, images: Images, sizes: NDArray[np.int64], middle: bool) -> Images:
-        """Copies with every carrying bit (of payloads of these sizes) set to zero or to the middle of its range."""
-
-    def extract(self, images: Images, sizes: NDArray[np.int64]) -> list[bytes]:
-        """Payloads of these sizes."""
 
 
 @njit(cache=True, nogil=True)

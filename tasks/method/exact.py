@@ -17,7 +17,7 @@ from numba import njit
 from storage.errors import AlteredImage, ParameterError, PayloadMissing, Refused
 from tasks.method import signs
 from tasks.method.expansion import EXTENT_UNITS, MAX_THRESHOLD, contract, expand
-from tasks.method.header import BITS, PROFILE_EXACT, SIZE, Header, damaged
+from tasks.method.header import BITS, MAX_PAYLOAD, PROFILE_EXACT, SIZE, Header, damaged
 from tasks.method.profiles import LEAST_ENERGY, Carried, Fitted, Images, LeftOut, Recovered
 from tasks.method.seal import TAG_BYTES, DataKey
 
@@ -29,7 +29,7 @@ SIGNS = {"shared": 1, "rgb": 3}
 _DIGEST_BYTES = 8
 _NO_LABEL = 0xFFFF
 _FIXED = struct.Struct(f">BH{_DIGEST_BYTES}s{SIZE}s")
-_MOST_CODE = (1 << 24) - 1 - _FIXED.size - TAG_BYTES
+_MOST_CODE = MAX_PAYLOAD - _FIXED.size - TAG_BYTES
 
 
 @dataclass(frozen=True)

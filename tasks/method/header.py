@@ -21,6 +21,9 @@ PROFILE_EXACT = 2
 _VERSIONS = {PROFILE_PAPER: 1, PROFILE_EXACT: 2}
 """The format version of each profile."""
 
+MAX_PAYLOAD = (1 << 24) - 1
+"""Bytes that a header can tell of."""
+
 _LAYOUT = struct.Struct(">2sBB3s3s8s8s")
 
 

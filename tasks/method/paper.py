@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from storage.errors import AlteredImage, ParameterError, Refused
 from tasks.method import sequence, transform
 from tasks.method.carriers import LsbCarrier
-from tasks.method.header import PROFILE_PAPER, Header, damaged
+from tasks.method.header import MAX_PAYLOAD, PROFILE_PAPER, Header, damaged
 from tasks.method.profiles import LEAST_ENERGY, Carried, Fitted, Images, LeftOut, Recovered
 from tasks.method.seal import TAG_BYTES, DataKey, digest_rows
 
@@ -200,7 +200,7 @@ class PaperProfile:
     def _try(self, rung: _Rung, clean: Images, wanted: Images) -> tuple[list[PaperFitted | None], NDArray[np.bool_]]:
         n, height, width, _ = clean.shape
         block = self.parameters.block
-        capacity = LsbCarrier(rung.planes).capacity(height, width) - TAG_BYTES
+        capacity = min(LsbCarrier(rung.planes).capacity(height, width), MAX_PAYLOAD) - TAG_BYTES
         pairing = transform.IDENTITY if rung.classes == 1 or block == 1 else transform.SORTED
         bits = 0 if pairing == transform.IDENTITY else _bits(rung.classes)
         looks = np.empty_like(clean)

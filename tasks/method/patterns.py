@@ -22,17 +22,22 @@ _REACH = 4.0
 
 
 def bands(classes: int, seed: bytes) -> NDArray[np.float64]:
-    """(frequency, angle) of each class's band, float64 [classes, 2]; angles from 0 to pi/2.
+    """(frequency, angle) of each class's band, float64 [classes, 2]: those of `all_bands`, dealt out by the seed."""
+    grid = all_bands(classes)
+    generator = np.random.RandomState(np.frombuffer(seed[:16], ">u4").astype(np.uint32))  # its stream is frozen
+    return grid[generator.permutation(len(grid))[:classes]]
 
-    Frequencies and angles lie on a grid that is as square as the number of classes allows, dealt out by the seed.
+
+def all_bands(classes: int) -> NDArray[np.float64]:
+    """All (frequency, angle) that are dealt out to so many classes, float64 [k, 2], k >= classes; angles 0 to pi/2.
+
+    A grid that is as square as the number of classes allows. Anyone may know it.
     """
     rows = max(1, round(np.sqrt(classes * 0.75)))
     columns = -(-classes // rows)
     frequencies = np.linspace(LOWEST, HIGHEST, rows) if rows > 1 else np.array([(LOWEST + HIGHEST) / 2])
     angles = np.linspace(0, np.pi / 2, columns) if columns > 1 else np.array([np.pi / 4])
-    grid = np.stack(np.meshgrid(frequencies, angles, indexing="ij"), -1).reshape(-1, 2)
-    generator = np.random.RandomState(np.frombuffer(seed[:16], ">u4").astype(np.uint32))  # its stream is frozen
-    return grid[generator.permutation(len(grid))[:classes]]
+    return np.stack(np.meshgrid(frequencies, angles, indexing="ij"), -1).reshape(-1, 2)
 
 
 def texture(band: NDArray[np.float64], seed: bytes, height: int, width: int, spread: float) -> NDArray[np.float32]:

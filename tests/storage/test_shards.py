@@ -153,6 +153,30 @@ def test_headers_about_headers(tmp_path: Path) -> None:
         read_shard(tmp_path / "s.tar")
 
 
+def sparse() -> bytearray:
+    """The header of an old GNU sparse file that goes on in a further block."""
+    info = tarfile.TarInfo("a.png")
+    info.type = tarfile.GNUTYPE_SPARSE
+    header = bytearray(info.tobuf(tarfile.GNU_FORMAT))
+    header[482] = 1
+    header[148:156] = b"%06o\0 " % (sum(header[:148]) + sum(header[156:512]) + 8 * 32)
+    return header
+
+
+def test_a_header_that_goes_on_beyond_the_end(tmp_path: Path) -> None:
+    (tmp_path / "s.tar").write_bytes(sparse())
+    with pytest.raises(CorruptShard, match="no readable tar"):
+        read_shard(tmp_path / "s.tar")
+
+
+def test_a_size_below_zero(tmp_path: Path) -> None:
+    info = tarfile.TarInfo("a.png")
+    info.size = -1
+    (tmp_path / "s.tar").write_bytes(info.tobuf(tarfile.GNU_FORMAT) + bytes(1024))
+    with pytest.raises(CorruptShard, match="lead backwards"):
+        read_shard(tmp_path / "s.tar")
+
+
 def test_a_trailing_newline_after_a_label_is_fine(tmp_path: Path) -> None:
     path = tar_of(tmp_path / "s.tar", ("a.png", REG, b"p"), ("a.cls", REG, b"12\n"))
     assert read_shard(path) == [Sample("a", b"p", 12)]

@@ -5,12 +5,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from numpy.typing import NDArray
 
-from storage.errors import DatasetError, ForeignImage, ParameterError
+from storage.errors import DatasetError, ForeignImage, ParameterError, ServiceError
 from storage.manifest import Manifest, write_manifest
 from storage.png import decode_png, encode_png, read_payload
 from storage.shards import Sample, read_shard, write_shard
+from tasks import batches
 from tasks.learning.models import Normalized, build_model
+from tasks.method import perturbation, sign_perturbation
 from tasks.method.exact import ExactParameters
 from tasks.method.known import profile_of
 from tasks.method.paper import PaperParameters
@@ -71,7 +75,7 @@ def job(
 ) -> ProtectJob:
     method = METHODS[request.param]
     library = prepare_library(clean, surrogate, tmp_path_factory.mktemp("library") / "library.npy", method)
-    return ProtectJob("toy", "train", surrogate, library, method)
+    return ProtectJob("toy", "train", 3, surrogate, library, method)
 
 
 def protect(clean: Path, job: ProtectJob, out: Path) -> list[Sample]:
@@ -200,6 +204,54 @@ def test_a_sample_without_a_label_is_named(surrogate: Path, method: Method, tmp_
     write_manifest(tmp_path, Manifest(dataset="toy", split="train", classes=["a", "b"], shards=[shard]))
     with pytest.raises(DatasetError, match="a has no label"):
         prepare_library(tmp_path, surrogate, tmp_path / "library.npy", method)
+
+
+@pytest.mark.parametrize("label", [None, 3])
+def test_a_label_that_the_data_set_does_not_have_is_named(job: ProtectJob, label: int | None, tmp_path: Path) -> None:
+    """The library need not have been made of this shard."""
+    write_shard(tmp_path / "in.tar", [Sample("stray", encode_png(make("photo", 32, 32, 0)), label)])
+    with pytest.raises(DatasetError, match=r"in\.tar: stray has no label"):
+        protect_shard(tmp_path / "in.tar", tmp_path / "out.tar", job, KEY)
+    assert not (tmp_path / "out.tar").exists()
+
+
+def test_large_images_are_protected_a_few_at_a_time(
+    clean: Path, job: ProtectJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that memory depends on the pixels at once, not on the images of a shard."""
+    monkeypatch.setattr(batches, "PORTION_BYTES", 10_000)
+    monkeypatch.setattr(perturbation, "BATCH_PIXELS", 2048)
+    seen: list[int] = []
+    work = perturbation.as_input
+
+    def watched(images: NDArray[np.uint8], device: str) -> torch.Tensor:
+        seen.append(images[..., 0].size)
+        return work(images, device)
+
+    monkeypatch.setattr(perturbation, "as_input", watched)
+    monkeypatch.setattr(sign_perturbation, "as_input", watched)
+    batch = restore_samples(protect(clean, job, tmp_path), find_key)
+    assert len(batch.samples) == 12
+    assert 0 < max(seen) <= 2048
+
+
+def test_each_key_is_asked_for_once_whatever_the_shapes(clean: Path, job: ProtectJob, tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    def ask(key_id: str) -> DataKey:
+        asked.append(key_id)
+        return find_key(key_id)
+
+    assert len(restore_samples(protect(clean, job, tmp_path), ask).samples) == 12
+    assert asked == [KEY.key_id.hex()]
+
+
+def test_a_key_that_is_out_of_reach_for_now_is_no_refusal(clean: Path, job: ProtectJob, tmp_path: Path) -> None:
+    def away(key_id: str) -> DataKey:
+        raise ServiceError("The key service does not answer.", "Try again.")
+
+    with pytest.raises(ServiceError):
+        restore_samples(protect(clean, job, tmp_path), away)
 
 
 @pytest.mark.parametrize("method", [PaperMethod(layer="layer9"), ExactMethod(layer="layer9")])

@@ -19,7 +19,7 @@ from storage.objects import ObjectStore
 from storage.png import encode_png
 from storage.registry import Registry, Request, new_request_id
 from storage.shards import Sample, read_shard, write_shard
-from tasks import restore
+from tasks import batches
 from tasks.request import Limits, fetch_index, hand_in, pack_source, upload_limits
 from tasks.request_containers import list_tar
 from tasks.request_sources import Budget
@@ -89,6 +89,14 @@ def test_headers_about_headers_about_headers(tmp_path: Path) -> None:
     pax = block(b"13 comment=x\n")
     chain = (header("x", 13, tarfile.XHDTYPE) + pax) * 5000
     (tmp_path / "in.tar").write_bytes(GOOD + chain + GOOD + END)
+    assert "damaged" in reasons(tmp_path / "in.tar", tmp_path / "work")["in.tar"]
+
+
+def test_a_header_that_goes_on_beyond_the_end(tmp_path: Path) -> None:
+    sparse = bytearray(header("x", 0, tarfile.GNUTYPE_SPARSE))
+    sparse[482] = 1
+    sparse[148:156] = b"%06o\0 " % (sum(sparse[:148]) + sum(sparse[156:512]) + 8 * 32)
+    (tmp_path / "in.tar").write_bytes(GOOD + sparse)
     assert "damaged" in reasons(tmp_path / "in.tar", tmp_path / "work")["in.tar"]
 
 
@@ -224,7 +232,7 @@ def test_images_of_giant_dimensions_are_refused_on_the_way_in(tmp_path: Path) ->
 def test_many_images_that_are_small_as_files_are_decoded_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     bomb = giant(2000, 2000, 2000)
     assert len(bomb) < 20_000
-    monkeypatch.setattr(restore, "PORTION_BYTES", 30 * MIB)
+    monkeypatch.setattr(batches, "PORTION_BYTES", 30 * MIB)
     samples = [Sample(f"{i}", bomb, None) for i in range(20)]  # 240 MB of pixels
     with little_memory(120 * MIB):
         batch = restore_samples(samples, lambda _: pytest.fail("nothing here names a key"))

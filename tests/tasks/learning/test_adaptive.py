@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from storage.errors import ParameterError
 from tasks.learning import adaptive_bands
 from tasks.learning.adaptive import ATTACKS, Attack, Leaked, attack_named, draw_leaked
-from tasks.learning.adaptive_bands import BandFilter, _starts, known_bands
+from tasks.learning.adaptive_bands import BandFilter, _starts
 from tasks.learning.adaptive_carrier import strip_carrier
 from tasks.learning.adaptive_inverse import InverseParameters, learned_inverse, nearest_start
 from tasks.learning.training import LabelledImages
@@ -24,7 +24,7 @@ from tasks.method.exact import ExactProfile
 from tasks.method.header import BITS
 from tasks.method.known import parse_header
 from tasks.method.paper import PaperParameters, PaperProfile
-from tasks.method.patterns import bands
+from tasks.method.patterns import all_bands, bands
 from tasks.method.profiles import Carried, Fitted, Profile
 from tasks.method.seal import DataKey
 from tasks.method.sign_perturbation import SignParameters, SignPerturbation
@@ -239,7 +239,7 @@ def test_band_filter_leaves_images_without_a_pattern_nearly_alone() -> None:
 
 @pytest.mark.parametrize("classes", [1, 2, 3, 10, 37, 100])
 def test_the_known_bands_hold_those_that_the_method_deals_out(classes: int) -> None:
-    known = {tuple(band) for band in known_bands(classes).tolist()}
+    known = {tuple(band) for band in all_bands(classes).tolist()}
     for seed in range(5):
         assert {tuple(band) for band in bands(classes, bytes([seed] * 16)).tolist()} <= known
 

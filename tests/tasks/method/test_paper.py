@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from storage.errors import AlteredImage, ForeignImage, NotProtected, ParameterError
+from tasks.method import paper
 from tasks.method.carriers import LsbCarrier, read_headers
 from tasks.method.header import BITS, Header
 from tasks.method.paper import Geometry, PaperFitted, PaperParameters, PaperProfile, ladder
@@ -43,6 +44,11 @@ def protect(clean: NDArray[np.uint8], parameters: PaperParameters) -> tuple[Fitt
     assert carried.spilled is None
     assert TAG_BYTES <= carried.payload_bytes <= carried.room_bytes
     return result, carried.image
+
+
+def test_a_payload_that_no_header_can_tell_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(paper, "MAX_PAYLOAD", 40)
+    assert isinstance(protect(make("noise", 64, 64, 0), PaperParameters())[0], LeftOut)
 
 
 @given(images(), PROFILES)
