@@ -22,18 +22,19 @@ from flows.console import note
 from flows.engine import flow, over_shards, task
 from flows.meter import meter
 from flows.protect import facts_of, job_of, shared_of
+from flows.publish import check_overlap, put_on_record, take_back
 from flows.runners import check_home
 from flows.services import object_store
 from flows.work import Work, read_job, work_for
 from storage.addresses import open_address, read_remote_manifest
-from storage.audit import open_audit_log
 from storage.committing import complete, open_publication
 from storage.croissant import About
 from storage.datacard import terms_text
-from storage.errors import CorruptShard, UsageError
+from storage.errors import CorruptShard, UsageError, VersionsOverlap
 from storage.manifest import Manifest
 from storage.names import check_dataset_name
 from storage.objects import ObjectStore
+from storage.overlaps import remove_unnamed
 from storage.settings import settings
 from storage.shards import ShardInfo
 from storage.versions import PAYLOADS_NAME
@@ -64,13 +65,15 @@ def run_protect_stream(
         about: for the data card and croissant.json.
 
     Returns:
-        what `metrics/protect.json` holds, and `version`, `shards_sent`, `shards_there` and `guarantee`.
+        what `metrics/protect.json` holds, and `version`, `withdrawn` (ids), `shards_sent`, `shards_there` and
+        `guarantee`.
 
     Raises:
         NotFound: there is no variant at `source`.
         UnknownKey, VaultLocked, ParameterError: as `flows.protect.run_protect`.
         CorruptManifest, CorruptShard, UnsupportedImage, DatasetError: the variant can not be read.
         UsageError: an address or the data set's name is impossible, or nothing of the variant could be protected.
+        VersionsOverlap: as `flows.publish.publish_once`; the shards that were sent are removed again.
         PublicationConflict, ObjectStoreError: as `storage.publication.publish`; running it again goes on.
         WorkspaceBusy: another process does the very same.
     """
@@ -103,16 +106,19 @@ def protect_addresses(
             opened = open_publication(public, dataset)
             there = _stream_shards(manifest, work)
             metrics, protected = _gather(work, manifest)
+            earlier = _checked(public, dataset, protected)
             version = complete(
                 opened, protected, terms_text(terms), _about(about), _payloads(work, manifest, PAYLOADS_NAME)
             )
-            _put_on_record(dataset, version, protected.samples)
+            put_on_record(dataset, "version.publish", version, protected.samples)
+            withdrawn = [take_back(public, dataset, other).id for other in earlier]
             work.keep_only_this(())  # slots there are none; what other parameters or older code left goes
     metrics |= {
         "wall_seconds": round(time.monotonic() - started, 3),
         "workers": settings().workers,
         "key_id": key_id,
         "version": version,
+        "withdrawn": withdrawn,
         "shards_sent": len(manifest.shards) - there,
         "shards_there": there,
         "guarantee": opened.guarantee.explanation,
@@ -210,9 +216,10 @@ def _about(said: dict[str, str | None]) -> About:
     return About(said["contact"], said["creator"], said["url"], date.fromisoformat(day) if day else None)
 
 
-def _put_on_record(dataset: str, version: str, images: int) -> None:
-    """As `dmcp publish` does: the data set in the registry, the publication in the audit log."""
-    with access.registry() as book:
-        access.ensure_dataset(book, dataset, actor="local")
-    with open_audit_log(settings()) as log:
-        log.record("local", "version.publish", dataset=dataset, subject=version, details={"images": images})
+def _checked(public: ObjectStore, dataset: str, protected: Manifest) -> list[str]:
+    """`check_overlap`; shards that were sent and are refused do not stay."""
+    try:
+        return check_overlap(public, dataset, protected)
+    except VersionsOverlap:
+        remove_unnamed(public, dataset, protected.shards)
+        raise

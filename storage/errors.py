@@ -44,6 +44,10 @@ class RequestCancelled(UsageError):
     """The request was cancelled: nothing of it is served any more."""
 
 
+class VersionsOverlap(UsageError):
+    """What is to be published shows images otherwise that are public already: both together give them away."""
+
+
 class Conflict(UsageError):
     """Something is in a state in which this can not be done with it."""
 

@@ -52,6 +52,11 @@ class Settings(BaseSettings):
     s3_secret_key: SecretStr | None = None
     s3_public_bucket: str = Field("dmcp-public", description="publications: what anyone may read")
     s3_private_bucket: str = Field("dmcp-private", description="requests and what was restored for them")
+    earlier_versions: Literal["refuse", "withdraw", "keep"] | None = Field(
+        None,
+        description="what publishing does to versions that show the same images in another way; unset: refuse, and in "
+        "the embedded store, which nobody else reads, withdraw",
+    )
     s3_prefix: str = Field("", description="prefix of every object name in both buckets")
 
     vault_kek: str | None = Field(

@@ -86,14 +86,14 @@ def list_versions(store: ObjectStore, dataset: str) -> list[VersionInfo]:
     """
     channel = read_channel(store, check_dataset_name(dataset))
     latest = channel[0].version if channel else None
-    found = _complete(store.list(f"{dataset}/versions/"), dataset)
+    found = _with_file(store.list(f"{dataset}/versions/"), dataset, MANIFEST_NAME)
     if not found:
         raise NotFound(f"No version of {dataset} is published at {store.where()}.", "Check the name, or publish one.")
     return [VersionInfo(i, at, i == latest) for i, at in found]
 
 
 def list_payloads(store: ObjectStore, dataset: str) -> list[str]:
-    """Object keys of the payload files of all complete versions that have one, the newest version's first.
+    """Object keys of all payload files, the newest first: of versions that were withdrawn too, for those with a copy.
 
     None where nothing is published, not even a bucket.
     """
@@ -101,14 +101,12 @@ def list_payloads(store: ObjectStore, dataset: str) -> list[str]:
         objects = list(store.list(f"{check_dataset_name(dataset)}/versions/"))
     except NotFound:
         return []
-    there = {o.key for o in objects}
-    keys = (version_key(dataset, version, PAYLOADS_NAME) for version, _ in _complete(objects, dataset))
-    return [key for key in keys if key in there]
+    return [version_key(dataset, i, PAYLOADS_NAME) for i, _ in _with_file(objects, dataset, PAYLOADS_NAME)]
 
 
-def _complete(objects: Iterable[ObjectInfo], dataset: str) -> list[tuple[str, datetime]]:
-    """Ids of the versions whose manifests are among the objects, with the manifests' times, the newest first."""
-    pattern = re.compile(rf"{re.escape(dataset)}/versions/({VERSION_PATTERN})/{re.escape(MANIFEST_NAME)}")
+def _with_file(objects: Iterable[ObjectInfo], dataset: str, name: str) -> list[tuple[str, datetime]]:
+    """Ids of the versions whose file of this name is among the objects, with the files' times, the newest first."""
+    pattern = re.compile(rf"{re.escape(dataset)}/versions/({VERSION_PATTERN})/{re.escape(name)}")
     found = [(match[1], o.modified) for o in objects if (match := pattern.fullmatch(o.key))]
     return sorted(found, key=lambda pair: pair[1], reverse=True)
 

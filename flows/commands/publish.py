@@ -1,10 +1,10 @@
-"""`dmcp publish` and `dmcp pull`: the protected version to the public bucket, and from there to anyone."""
+"""`dmcp publish`, `withdraw` and `pull`: the protected version to the public bucket, and from there to anyone."""
 
 from __future__ import annotations
 
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -15,6 +15,7 @@ from flows.commands import common
 def register(root: typer.Typer) -> None:
     """Add the commands to the command tree."""
     root.command(rich_help_panel="Owner")(publish)
+    root.command(rich_help_panel="Owner")(withdraw)
     root.command(rich_help_panel="Anyone")(pull)
 
 
@@ -26,34 +27,55 @@ def publish(
     url: Annotated[str | None, typer.Option(help="The data set's page, for citations and search engines.")] = None,
     date: Annotated[datetime | None, typer.Option(formats=["%Y-%m-%d"], help="Its date, for citations.")] = None,
     dataset: Annotated[str | None, typer.Option(help="The data set's name; default: the manifest's.")] = None,
+    earlier: Annotated[
+        Literal["refuse", "withdraw", "keep"] | None,
+        typer.Option(
+            help="What becomes of public versions that show the same images otherwise: both together would give them "
+            "away. Default: DMCP_EARLIER_VERSIONS; else refuse, and in the embedded store withdraw."
+        ),
+    ] = None,
 ) -> None:
     """Publish a protected variant as an immutable version and make it the latest.
 
     Every image is checked first: what is not protected is never sent. Publishing the same again changes nothing.
     """
-    from flows import access
-    from storage.audit import open_audit_log
+    from flows.publish import WHY, publish_once
     from storage.croissant import About
-    from storage.settings import settings
-    from tasks.publish import publish_variant
 
     name = common.dataset_of(protected, dataset)
     text = terms.read_text(encoding="utf-8") if terms else None
     about = About(contact, creator, url, date.date() if date else None)
     with common.store_of("public") as store, console.progress(f"Publishing {name}") as progress:
-        done = publish_variant(
-            protected, store, name, text, progress, about=about, workers=min(8, settings().workers * 2)
-        )
-        with access.registry() as book:
-            access.ensure_dataset(book, name, actor="local")
-        with open_audit_log(settings()) as log:
-            log.record("local", "version.publish", dataset=name, subject=done.id, details={"images": done.samples})
+        done, gone = publish_once(protected, store, name, text, progress=progress, about=about, earlier=earlier)
         place = store.where(f"{name}/versions/{done.id}/")
     console.finished(
         f"Published {done.dataset}@{done.id}: {done.samples:,} images, {console.size(done.bytes)}; "
         f"{done.shards_uploaded} shards sent, {done.shards_shared} were there.",
-        [("version", place), ("the server", done.guarantee.explanation)],
+        [
+            ("version", place),
+            ("the server", done.guarantee.explanation),
+            *((f"withdrew {version.id}", WHY) for version in gone),
+        ],
         [f"anyone: dmcp pull {done.dataset} OUT", f"dmcp access grant USER {done.dataset}"],
+    )
+
+
+def withdraw(
+    dataset: Annotated[str, typer.Argument(metavar="DATASET@VERSION", help="A published version.")],
+) -> None:
+    """Take a version out of the public bucket. Copies that were made remain, and are restored as before."""
+    from flows.publish import take_back
+    from storage.errors import UsageError
+
+    name, at, version = dataset.partition("@")
+    if not at or version == "latest":
+        raise UsageError(f"{dataset} names no version.", "Name it by its id, as in cifar10@0123456789abcdef.")
+    with common.store_of("public") as store:
+        gone = take_back(store, name, version)
+    console.finished(
+        f"Withdrew {name}@{gone.id}: {gone.images:,} images; {gone.shards} shards that no other version has are gone.",
+        [("copies", "remain where they were made, and can be restored as before")],
+        ["dmcp publish PROTECTED"],
     )
 
 

@@ -20,13 +20,13 @@ from flows.restore import serve_request
 from flows.services import object_store
 from storage.addresses import fetch_shard, open_address, open_private_address, read_remote_manifest
 from storage.audit import open_audit_log
-from storage.errors import CorruptShard, DmcpError, NoGrant, NotFound, UsageError
+from storage.errors import CorruptShard, DmcpError, NoGrant, NotFound, UsageError, VersionsOverlap
 from storage.files import sha256_file
 from storage.manifest import MANIFEST_NAME, read_manifest
 from storage.objects import ObjectStore
 from storage.settings import settings
 from storage.versions import list_versions
-from tasks.params import load_params
+from tasks.params import ProtectParams, deep_merge, load_params
 from tasks.publish import publish_variant
 from tasks.request import submit_request
 from tasks.request_deliver import check_place, deliver_results
@@ -211,6 +211,23 @@ def test_an_unprotected_image_is_never_sent(source: str, monkeypatch: pytest.Mon
     with pytest.raises(DmcpError, match=r"must not be published.*Nothing of its shard was sent"):
         protect(source, target)
     assert contents(at(target)) == {}
+
+
+def test_shards_that_must_not_be_public_beside_others_do_not_stay(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    target, key_id = bucket("public"), access.current_key_id("sample")
+    first = protect(source, target)["version"]
+    before = contents(at(target))
+    monkeypatch.setenv("DMCP_EARLIER_VERSIONS", "refuse")
+    settings.cache_clear()
+    over = {"exact": {"set": {"amplitude": 20}}}
+    params = ProtectParams(**deep_merge(load_params("sample").protect.model_dump(), over))
+    with pytest.raises(VersionsOverlap, match=first):
+        run_protect_stream(source, target, SURROGATE, params, key_id)
+    assert contents(at(target)) == before
+    monkeypatch.undo()
+    settings.cache_clear()
+    made = run_protect_stream(source, target, SURROGATE, params, key_id)
+    assert (made["withdrawn"], list(versions(target))) == ([first], [made["version"]])
 
 
 @pytest.mark.parametrize(

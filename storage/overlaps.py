@@ -1,0 +1,97 @@
+"""Versions that show the same images in another way, and taking a version back.
+
+Whatever protects an image adds something to it, and what only carries the payload can be undone by anyone
+(docs/format.md). Who holds two protections of one image holds two such sums, and of profile `exact`, with two
+amplitudes, solves them for the clean image (docs/keys.md has how much). So no two versions that protect the same
+images otherwise should ever be public. A data set that grows is safe: what was published stays as it is.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from storage.errors import NotFound
+from storage.manifest import Manifest
+from storage.objects import ObjectStore
+from storage.shards import ShardInfo
+from storage.versions import (
+    CROISSANT_NAME,
+    README_NAME,
+    channel_key,
+    list_versions,
+    read_channel,
+    read_version,
+    shard_key,
+    version_key,
+)
+
+
+@dataclass(frozen=True)
+class Withdrawn:
+    """What was taken out of the bucket: a version, its images, and how many shards no other version has."""
+
+    id: str
+    images: int
+    shards: int
+
+
+def overlapping(store: ObjectStore, dataset: str, manifest: Manifest) -> list[str]:
+    """Ids of the published versions, the newest first, that have a shard of the same name with other content.
+
+    Names count images (`train-000003.tar`), so a shard of the same name shows, as far as anyone can tell from outside,
+    the same clean images; one that shows others is taken for such a one.
+
+    Raises:
+        CorruptManifest: a version in the bucket is not what its id says.
+    """
+    mine = {shard.name: shard.sha256 for shard in manifest.shards}
+    found = []
+    for version, theirs in _versions(store, dataset):
+        if any(mine.get(shard.name, shard.sha256) != shard.sha256 for shard in theirs.shards):
+            found.append(version)
+    return found
+
+
+def withdraw(store: ObjectStore, dataset: str, version: str) -> Withdrawn:
+    """Take a version out of the bucket. Copies that were made of it remain, and remain restorable.
+
+    First the shards that no other version has, then its texts, last its manifest: while that is there, withdrawing
+    again goes on. Payloads that travel beside the pixels, and the licence, stay for those who have a copy. When it was
+    the latest version, there is none until the next one is published.
+
+    Raises:
+        NotFound: there is no such version.
+        CorruptManifest: it is not what its id says.
+        ObjectStoreError: the server failed; calling again goes on.
+    """
+    version, manifest, _ = read_version(store, dataset, version)
+    channel = read_channel(store, dataset)
+    if channel is not None and channel[0].version == version:
+        store.delete(channel_key(dataset))
+    removed = remove_unnamed(store, dataset, manifest.shards, but=version)
+    for name in (README_NAME, CROISSANT_NAME):
+        store.delete(version_key(dataset, version, name))
+    store.delete(version_key(dataset, version))
+    return Withdrawn(version, manifest.samples, removed)
+
+
+def remove_unnamed(store: ObjectStore, dataset: str, shards: Iterable[ShardInfo], but: str | None = None) -> int:
+    """Remove those of the shards that no version names (`but`: no other one); how many.
+
+    Raises:
+        CorruptManifest, ObjectStoreError: as `withdraw`.
+    """
+    named = {s.sha256 for version, theirs in _versions(store, dataset) if version != but for s in theirs.shards}
+    mine = {shard.sha256: shard for shard in shards if shard.sha256 not in named}
+    for shard in mine.values():
+        store.delete(shard_key(dataset, shard))
+    return len(mine)
+
+
+def _versions(store: ObjectStore, dataset: str) -> Iterator[tuple[str, Manifest]]:
+    """The published versions with their manifests, the newest first; none where nothing is published."""
+    try:
+        versions = list_versions(store, dataset)
+    except NotFound:
+        return
+    for version in versions:
+        yield version.id, read_version(store, dataset, version.id)[1]

@@ -1,0 +1,78 @@
+"""Versions that show the same images otherwise: they are found, and taken back whole, whenever that was cut off."""
+
+from pathlib import Path
+
+import pytest
+
+from storage.errors import NotFound
+from storage.manifest import Manifest, read_manifest, write_manifest
+from storage.objects import ObjectStore
+from storage.overlaps import overlapping, remove_unnamed, withdraw
+from storage.publication import publish, pull
+from storage.versions import list_payloads, list_versions, read_channel, shard_key, version_key
+from tests.services import make_variant
+
+
+def published(store: ObjectStore, folder: Path, **how: int) -> tuple[str, Manifest]:
+    manifest = make_variant(folder, **how)
+    return publish(folder, store, "tiny").id, manifest
+
+
+def ids(store: ObjectStore) -> set[str]:
+    return {version.id for version in list_versions(store, "tiny")}
+
+
+def test_what_shows_the_same_images_otherwise(store: ObjectStore, tmp_path: Path) -> None:
+    mine = make_variant(tmp_path / "mine")
+    assert overlapping(store, "tiny", mine) == []
+    first, _ = published(store, tmp_path / "a")
+    grown, _ = published(store, tmp_path / "b", shards=5)
+    other, _ = published(store, tmp_path / "c", seed=100)
+    assert overlapping(store, "tiny", mine) == [other], "the same shards, and more of them, are no harm"
+    assert set(overlapping(store, "tiny", make_variant(tmp_path / "d", seed=7))) == {first, grown, other}
+
+
+def test_a_version_is_taken_back_and_the_others_stay_whole(store: ObjectStore, tmp_path: Path) -> None:
+    first, manifest = published(store, tmp_path / "a")
+    grown, larger = published(store, tmp_path / "b", shards=5)
+    store.put_bytes(version_key("tiny", grown, "payloads.jsonl"), b"what copies need\n")
+    gone = withdraw(store, "tiny", grown)
+    assert (gone.id, gone.images, gone.shards) == (grown, larger.samples, 2)
+    assert ids(store) == {first}
+    assert pull(store, "tiny", tmp_path / "out", first).id == first
+    assert read_channel(store, "tiny") is None, "it was the latest"
+    left = {o.key for o in store.list(f"tiny/versions/{grown}/")}
+    assert left == {version_key("tiny", grown, name) for name in ("LICENSE", "payloads.jsonl")}
+    assert list_payloads(store, "tiny") == [version_key("tiny", grown, "payloads.jsonl")]
+    assert [store.exists(shard_key("tiny", s)) for s in larger.shards] == [True] * len(manifest.shards) + [False] * 2
+    with pytest.raises(NotFound):
+        withdraw(store, "tiny", grown)
+    newest = publish(tmp_path / "b", store, "tiny").id
+    assert newest == grown and ids(store) == {first, grown}, "and it may be published again"
+
+
+def test_the_channel_of_another_version_stays(store: ObjectStore, tmp_path: Path) -> None:
+    first, _ = published(store, tmp_path / "a")
+    second, _ = published(store, tmp_path / "b", seed=50)
+    withdraw(store, "tiny", first)
+    channel = read_channel(store, "tiny")
+    assert channel is not None and channel[0].version == second
+    assert pull(store, "tiny", tmp_path / "out").id == second
+
+
+def test_cut_off_it_goes_on(store: ObjectStore, tmp_path: Path) -> None:
+    first, manifest = published(store, tmp_path / "a")
+    store.delete(shard_key("tiny", manifest.shards[0]))
+    assert withdraw(store, "tiny", first).shards == len(manifest.shards)
+    assert [o.key for o in store.list("tiny/shards/")] == []
+
+
+def test_shards_that_no_version_names(store: ObjectStore, tmp_path: Path) -> None:
+    _, manifest = published(store, tmp_path / "a")
+    make_variant(tmp_path / "b", seed=2)  # its first shard is the last of the other
+    write_manifest(tmp_path / "b", read_manifest(tmp_path / "b"))
+    strays = read_manifest(tmp_path / "b").shards
+    for shard in strays:
+        store.put_file(tmp_path / "b" / shard.name, shard_key("tiny", shard))
+    assert remove_unnamed(store, "tiny", [*manifest.shards, *strays]) == len(strays)
+    assert len(list(store.list("tiny/shards/"))) == len(manifest.shards)
