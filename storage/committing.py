@@ -153,6 +153,7 @@ def _move_channel(
 ) -> None:
     """Point the channel to the version, unless someone else moved it since `before` was read."""
     if before is not None and before[0].version == version:
+        _check_latest(store, dataset, version)
         return
     key = channel_key(dataset)
     data = Channel(version=version, published=datetime.now(UTC).replace(microsecond=0)).model_dump_json().encode()
@@ -166,11 +167,16 @@ def _move_channel(
             raise PublicationConflict(f"{store.where(key)} was moved meanwhile.")
         store.put_bytes(key, data, content_type="application/json")
     except (PublicationConflict, NotFound) as error:  # AWS answers If-Match on what was deleted meanwhile with 404
-        now = read_channel(store, dataset)
-        if now is not None and now[0].version == version:
-            return
-        raise PublicationConflict(
-            f"Another publisher made {now[0].version if now else 'nothing'} the latest version of {dataset} meanwhile. "
-            f"Version {version} is complete, but not the latest.",
-            f"Publish again to make it the latest, or read it by its id {version}.",
-        ) from error
+        _check_latest(store, dataset, version, error)
+
+
+def _check_latest(store: ObjectStore, dataset: str, version: str, cause: Exception | None = None) -> None:
+    """Raise PublicationConflict unless the channel names this version now."""
+    now = read_channel(store, dataset)
+    if now is not None and now[0].version == version:
+        return
+    raise PublicationConflict(
+        f"Another publisher made {now[0].version if now else 'nothing'} the latest version of {dataset} meanwhile. "
+        f"Version {version} is complete, but not the latest.",
+        f"Publish again to make it the latest, or read it by its id {version}.",
+    ) from cause

@@ -285,6 +285,24 @@ def test_a_channel_moved_meanwhile_is_a_conflict_that_says_what_stands(
     assert read_version(store, "tiny")[0] == mine.id
 
 
+def test_the_latest_version_published_again_notices_a_channel_moved_meanwhile(
+    store: ObjectStore, variant: Path, tmp_path: Path
+) -> None:
+    make_variant(tmp_path / "rival", seed=50)
+    mine = publish(variant, store, "tiny").id
+    rivals: list[str] = []
+
+    def rival_publishes(what: str, done: int, total: int | None) -> None:
+        if what == "upload" and done == total and not rivals:
+            rivals.append(publish(tmp_path / "rival", store, "tiny").id)
+
+    with pytest.raises(PublicationConflict, match="Another publisher made") as raised:
+        publish(variant, store, "tiny", progress=rival_publishes)
+    assert rivals[0] in str(raised.value) and f"{mine} is complete" in str(raised.value)
+    assert read_version(store, "tiny")[0] == rivals[0]
+    assert publish(variant, store, "tiny").id == read_version(store, "tiny")[0] == mine
+
+
 def test_a_channel_deleted_meanwhile_is_a_conflict_too(store: ObjectStore, variant: Path, tmp_path: Path) -> None:
     careful = Careful(store)
     publish(variant, careful, "tiny")
