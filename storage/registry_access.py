@@ -140,7 +140,8 @@ class AccessBook(GrantBook):
             days: for so many days from now; None: without an end. A renewal that is left as asked for never ends a
                 grant earlier than it would have ended.
             expires: until when, instead of `days`.
-            quota: for so many images; None: any number. For a renewal, in all, those used up included.
+            quota: for so many images; None: any number. Where the user holds a grant of the same scope already it is
+                extended, to so many more than are used up. For a renewal, in all, those used up included.
             version: for one published version only; None: every version. Not for a renewal.
             classes: for images of these classes only; None: all. Not for a renewal.
             note: for the user to read.
@@ -172,6 +173,7 @@ class AccessBook(GrantBook):
                     starts=None,
                     note=note,
                     actor=actor,
+                    on_top=True,
                 )
             else:
                 if not (isinstance(version, Wish) and isinstance(classes, Wish)):

@@ -176,8 +176,12 @@ def write_grant(
     starts: datetime | None,
     note: str | None,
     actor: str,
+    on_top: bool = False,
 ) -> Grant:
-    """Make or extend a grant and put it on record; `holder` is locked."""
+    """Make or extend a grant and put it on record; `holder` is locked.
+
+    `on_top`: where a grant is extended the quota is for so many images more than are used up, not in all.
+    """
     now, end = utc_now(), future(expires, "grant")
     begin = now if starts is None else max(now, as_utc(starts))
     wanted = Grant(
@@ -204,6 +208,9 @@ def write_grant(
         _grant_entry(session, actor, "grant.create", wanted)
         return wanted
     before = (held.expires, held.quota)
+    if on_top and quota is not None:
+        session.refresh(held, ["used"], with_for_update={"key_share": True})  # what is charged now waits
+        quota = checked_quota(held.used + quota)
     if held.expires is not None and (end is None or end > held.expires):
         held.expires = end
     if held.quota is not None and (quota is None or quota > held.quota):

@@ -153,6 +153,21 @@ def test_an_owner_grants_something_else(registry: Registry, ann: int, olga: int)
     assert registry.get_access_request(other.id).state == "open", "what failed decided nothing"
 
 
+def test_more_of_what_is_used_up_can_be_had(registry: Registry, ann: int, olga: int) -> None:
+    """The grant of the same scope is extended: to so many more than are used up, and never to fewer than before."""
+    grant = registry.approve_access_request(ask(registry, ann, images=100).id)
+    request_id = registry.create_request(ann, "upload", None, "x")
+    registry.charge(request_id, 0, grant.id, 100)
+    more = registry.approve_access_request(ask(registry, ann, images=100).id)
+    assert (more.id, more.quota, more.left) == (grant.id, 200, 100)
+    registry.charge(request_id, 1, grant.id, 10)
+    assert registry.approve_access_request(ask(registry, ann, images=50).id).left == 90, "nothing is taken away"
+    assert registry.approve_access_request(ask(registry, ann, images=1).id, quota=95).left == 95
+    assert registry.grant("ann", "photos", quota=150).quota == 205, "what an owner gives unasked is in all"
+    with pytest.raises(UsageError, match="no number of images"):
+        registry.approve_access_request(ask(registry, ann, images=2**31 - 1).id)
+
+
 def test_denied_and_withdrawn(registry: Registry, ann: int, olga: int) -> None:
     denied, withdrawn = ask(registry, ann), ask(registry, ann, classes=["cat"])
     registry.deny_access_request(denied.id, "not now", actor="olga")
