@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from flows.access import PIPELINE_USER
 from storage.database import utc_now
 from storage.errors import NotFound
 from storage.names import REQUEST_ID_PATTERN
@@ -69,7 +70,7 @@ def sweep(settings: Settings, registry: Registry, store: ObjectStore, now: datet
     if unused is not None:
         _inputs(registry, store, unused, done)
     if results is not None:
-        for request in _each(lambda: registry.results_over(results)):
+        for request in _each(lambda: registry.results_over(results, in_place=PIPELINE_USER)):
             done.requests += registry.begin_removal(request.id, results, actor=ACTOR)
     for request in registry.half_removed():
         _remove(store, request_key(request.id, ""))

@@ -17,13 +17,13 @@ from sqlalchemy import func, or_, select, update
 
 from storage.database import utc_now
 from storage.errors import Removed, RequestCancelled, UsageError
-from storage.registry_models import Request
+from storage.registry_models import Request, User
 from storage.registry_requests import RequestBook, request_entry
 from storage.registry_users import LOCAL
 
 ENDED = ("done", "failed", "cancelled")
-STORED = ("upload", "published")
-"""Kinds of requests of which something lies in the private bucket."""
+SENT = ("upload", "published")
+"""Kinds of requests whose input may lie in the private bucket; a `variant` is read where it lies."""
 
 
 class QueueBook(RequestBook):
@@ -95,7 +95,7 @@ class QueueBook(RequestBook):
 
     def inputs_over(self, before: datetime, most: int = 1000) -> Sequence[Request]:
         """Requests that are done or cancelled since before this moment, whose input is still there."""
-        over = Request.state.in_(("done", "cancelled")), Request.finished < before, Request.kind.in_(STORED)
+        over = Request.state.in_(("done", "cancelled")), Request.finished < before, Request.kind.in_(SENT)
         here = Request.input_removed.is_(None), Request.removed.is_(None)
         return self.all(select(Request).where(*over, *here).order_by(Request.finished).limit(most))
 
@@ -104,10 +104,18 @@ class QueueBook(RequestBook):
         over = Request.id == request_id, Request.state.in_(("done", "cancelled")), Request.input_removed.is_(None)
         self._mark(over, {"input_removed": utc_now()}, request_id, actor, "input")
 
-    def results_over(self, before: datetime, most: int = 1000) -> Sequence[Request]:
-        """Requests that ended before this moment and were not removed."""
+    def results_over(self, before: datetime, most: int = 1000, *, in_place: str = "") -> Sequence[Request]:
+        """Requests that ended before this moment and were not removed.
+
+        Args:
+            before: the moment.
+            most: so many at most.
+            in_place: the user whose variants are restored beside where they lie: nothing of those is in the bucket.
+        """
         over = Request.state.in_(ENDED), Request.finished < before, Request.removed.is_(None)
-        return self.all(select(Request).where(*over, Request.kind.in_(STORED)).order_by(Request.finished).limit(most))
+        stored = or_(Request.kind.in_(SENT), User.name != in_place)
+        query = select(Request).join(Request.user).where(*over, stored)
+        return self.all(query.order_by(Request.finished).limit(most))
 
     def begin_removal(self, request_id: str, before: datetime, *, actor: str = LOCAL) -> bool:
         """Say that nothing of a request may be had any more, if it ended before this moment; whether it did."""

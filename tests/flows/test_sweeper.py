@@ -7,12 +7,14 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from flows.access import PIPELINE_USER
 from flows.cli import app
 from flows.sweeper import Swept, sweep, sweep_work
 from storage.database import utc_now
 from storage.errors import ObjectStoreError
 from storage.objects import ObjectStore
 from storage.registry import Registry, Request, Upload, new_request_id, open_registry
+from storage.registry_models import Kind
 from storage.server import ServerAddress
 from storage.settings import Settings, settings
 from tasks.request_index import attempt_key, request_key, upload_key
@@ -39,8 +41,8 @@ class Shelf:
         self.ann = book.get_user("ann").id
         self.ids = {state: self._made(state) for state in ("pending", "running", "failed", "done", "cancelled")}
 
-    def _made(self, state: str) -> str:
-        request_id = self.book.create_request(self.ann, "upload", None, state)
+    def _made(self, state: str, kind: Kind = "upload") -> str:
+        request_id = self.book.create_request(self.ann, kind, None, state)
         if state in ("running", "failed", "done"):
             self.book.claim_request(request_id)
         if state in ("failed", "done"):
@@ -94,6 +96,21 @@ def test_inputs_go_first_then_everything(shelf: Shelf) -> None:
         assert shelf.left(state) == set()
         assert request.removed is not None and request.cleared is not None
         assert not shelf.work(request.id).exists()
+
+
+def test_what_was_restored_of_a_folder_of_this_machine_goes_too(shelf: Shelf) -> None:
+    """`dmcp request --in-place`: its results lie in the bucket like all others; those of the pipeline do not."""
+    shelf.ids["local"] = shelf._made("done", "variant")
+    shelf.book.add_user(PIPELINE_USER)
+    stage = shelf.book.create_request(shelf.book.get_user(PIPELINE_USER).id, "variant", "sample", "x")
+    shelf.book.claim_request(stage)
+    shelf.book.set_request_state(stage, "done")
+    assert shelf.sweep(3).inputs == 2
+    assert shelf.left("local") == INPUT | RESULT
+    assert shelf.sweep(31).requests == 4
+    assert shelf.left("local") == set()
+    assert shelf.book.get_request(shelf.ids["local"]).cleared is not None
+    assert shelf.book.get_request(stage).removed is None
 
 
 @pytest.mark.parametrize("days", [3, 31, 1000])
