@@ -212,7 +212,8 @@ class Request(Base):
     `attempt` counts the workers that took it: what a worker writes under an older attempt is refused. `heartbeat` is
     when the worker last gave a sign of life, `progressed` when it last got on. `grant_id` is the grant that it was
     admitted under. `input_removed` and `removed` are since when its input, and all that lay in the bucket of it, may
-    not be had any more; `cleared`: nothing lies there any more.
+    not be had any more; `cleared`: nothing lies there any more. `subset` may be long, and whoever serves a request reads
+    it from the input's index: here it is loaded when it is asked for within a session, not with every row.
     """
 
     __tablename__ = "requests"
@@ -222,7 +223,7 @@ class Request(Base):
     kind: Mapped[str] = mapped_column(String(16))
     dataset: Mapped[str | None] = mapped_column(String(64))
     source: Mapped[str] = mapped_column(Text)
-    subset: Mapped[list[str] | None] = mapped_column(JSON(none_as_null=True))
+    subset: Mapped[list[str] | None] = mapped_column(JSON(none_as_null=True), deferred=True)
     state: Mapped[str] = mapped_column(String(16), index=True)
     created: Mapped[datetime]
     started: Mapped[datetime | None]

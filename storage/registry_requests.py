@@ -54,7 +54,7 @@ class RequestBook(RegistryDatabase):
             kind: `upload` (files in the private bucket), `published` (a version) or `variant` (a local folder).
             dataset: the data set where it is known beforehand; images say themselves which key they need.
             source: what the requester named, for people; for `variant` and `published`, what is to be read.
-            subset: sample keys or shard names of the source; None: all.
+            subset: sample keys or shard names of the source, recorded once each; None: all.
             images: how many images it has, where that is known.
             request_id: an id made before (`new_request_id`), so that files could be uploaded under it.
             grant_id: the grant that it was admitted under, where that is known.
@@ -71,7 +71,7 @@ class RequestBook(RegistryDatabase):
             kind=kind,
             dataset=None if dataset is None else check_dataset_name(dataset),
             source=source,
-            subset=None if subset is None else list(subset),
+            subset=None if subset is None else list(dict.fromkeys(subset)),
             state="pending",
             created=utc_now(),
             images=images,

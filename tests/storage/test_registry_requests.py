@@ -5,17 +5,24 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import inspect, text
 
 from storage.audit import AuditLog
 from storage.errors import NotFound, RequestCancelled, UsageError, WorkspaceBusy
-from storage.registry import Registry
+from storage.registry import Registry, Request
+
+
+def subset_of(registry: Registry, request_id: str) -> list[str] | None:
+    """It is loaded within a session only."""
+    with registry.read() as session:
+        return session.get_one(Request, request_id).subset
 
 
 def test_a_request_goes_from_pending_to_done(registry: Registry, ann: int) -> None:
     request_id = registry.create_request(ann, "published", "photos", "photos@1", ["a", "b"], images=2)
     request = registry.get_request(request_id)
-    assert (request.state, request.subset, request.images, request.user.name) == ("pending", ["a", "b"], 2, "ann")
+    assert (request.state, request.images, request.user.name) == ("pending", 2, "ann")
+    assert subset_of(registry, request_id) == ["a", "b"]
     with pytest.raises(UsageError, match="Claim it first"):
         registry.set_request_state(request_id, "done")
     assert registry.claim_request(request_id).state == "running"
@@ -31,7 +38,7 @@ def test_a_request_goes_from_pending_to_done(registry: Registry, ann: int) -> No
 
 def test_what_can_not_be_requested(registry: Registry, ann: int) -> None:
     request_id = registry.create_request(ann, "upload", None, "x")
-    assert registry.get_request(request_id).subset is None
+    assert subset_of(registry, request_id) is None
     with pytest.raises(UsageError, match="exists"):
         registry.create_request(ann, "upload", None, "x", request_id=request_id)
     with pytest.raises(UsageError, match="no user"):
@@ -83,6 +90,18 @@ def test_requests_are_listed_newest_first(registry: Registry, ann: int) -> None:
     assert [r.id for r in registry.list_requests(state="running")] == [ids[1]]
     assert len(registry.list_requests(limit=2)) == 2
     assert [r.id for r in registry.list_requests("ann", limit=2, oldest=True)] == ids[:2]
+
+
+def test_a_long_subset_is_kept_once_and_not_loaded_with_every_row(registry: Registry, ann: int) -> None:
+    keys = [f"{n:08d}" for n in range(1000)]
+    request_id = registry.create_request(ann, "published", "photos", "photos@1", [*keys[::-1], *keys, *keys])
+    assert subset_of(registry, request_id) == keys[::-1]
+    registry.claim_request(request_id)
+    rows = [registry.get_request(request_id), *registry.list_requests("ann"), *registry.stale_requests(-60)]
+    registry.set_request_state(request_id, "failed")
+    registry.retry_request(request_id)
+    rows += [*registry.pending_requests(10, 10), registry.claim_request(request_id)]
+    assert [inspect(row).unloaded & {"subset"} for row in rows] == [{"subset"}] * 5
 
 
 def test_two_claimants_one_attempt(registry: Registry, ann: int) -> None:

@@ -73,8 +73,8 @@ class TextPage(Shown, Generic[Item]):
 
 
 def columns_of(row: Any) -> dict[str, Any]:
-    """A row of the registry as a dictionary."""
-    return {column.key: getattr(row, column.key) for column in row.__table__.columns}
+    """A row of the registry as a dictionary, but for what is not loaded with every row."""
+    return {column.key: getattr(row, column.key) for column in row.__mapper__.column_attrs if not column.deferred}
 
 
 def printable(text: str) -> str:

@@ -19,6 +19,7 @@ from flows.gateway.transfers import OutOfRange, part_of
 from flows.gateway.workspace import PER_USER
 from storage.database import utc_now
 from storage.errors import EnvironmentFault, WorkspaceBusy
+from storage.registry import Request
 from tests.flows.gateway.conftest import Site, png, zipped
 from tests.flows.waiting import wait_for
 
@@ -48,10 +49,13 @@ def test_the_archive_holds_own_names_and_the_report(site: Site, done: str) -> No
 
 
 def test_a_published_version_comes_back_as_shards_with_a_manifest(site: Site) -> None:
-    made = site.call("POST", "restorations", json={"dataset": "tiny", "subset": ["train-000001.tar"]})
+    made = site.call("POST", "restorations", json={"dataset": "tiny", "subset": 3 * ["train-000001.tar"]})
     if made.status_code == 404:
         pytest.skip(made.text)
     request_id = made.json()["id"]
+    assert site.call("GET", "restorations").json()["items"][0] == made.json()
+    with site.registry.read() as session:
+        assert session.get_one(Request, request_id).subset == ["train-000001.tar"]
     site.serve(request_id)
     with zipfile.ZipFile(io.BytesIO(site.call("GET", f"restorations/{request_id}/archive").content)) as archive:
         names = archive.namelist()
