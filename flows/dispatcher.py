@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("dmcp.dispatcher")
 
 ATTEMPTS = 5
-"""A request that took so many workers with it is not tried again: something about it kills them."""
+"""A request that so many workers took in vain is not given to another: something about it kills them."""
 TRIES = 3
 """Flow runs of one attempt that may end before they claimed the request."""
 PAUSE_SECONDS = 10.0
@@ -148,8 +148,8 @@ class Dispatcher:
             if request.user.name in BUILT_IN:
                 if request.state == "running" or self._is_old(request):
                     self._fail(registry, request, "The process that served it was killed.", done)
-            elif request.attempt >= ATTEMPTS and request.state == "running":
-                why = f"{request.attempt} workers died or stalled while they served it; hand it in in parts, or later."
+            elif request.takeovers >= ATTEMPTS and request.state == "running":
+                why = f"{request.takeovers} workers died or stalled while they served it; hand it in in parts, or later."
                 self._fail(registry, request, why, done)
             else:
                 waiting.append(request)

@@ -209,11 +209,12 @@ class Grant(Base):
 class Request(Base):
     """One restore request: who asked for what, how far it is, and where the result lies.
 
-    `attempt` counts the workers that took it: what a worker writes under an older attempt is refused. `heartbeat` is
-    when the worker last gave a sign of life, `progressed` when it last got on. `grant_id` is the grant that it was
-    admitted under. `input_removed` and `removed` are since when its input, and all that lay in the bucket of it, may
-    not be had any more; `cleared`: nothing lies there any more. `subset` may be long, and whoever serves a request reads
-    it from the input's index: here it is loaded when it is asked for within a session, not with every row.
+    `attempt` goes up with each worker that takes it, and when it is tried again after it failed: what a worker writes
+    under an older attempt is refused. `takeovers` counts the workers that took it since it was made or last tried again.
+    `heartbeat` is when the worker last gave a sign of life, `progressed` when it last got on. `grant_id` is the grant
+    that it was admitted under. `input_removed` and `removed` are since when its input, and all that lay in the bucket of
+    it, may not be had any more; `cleared`: nothing lies there any more. `subset` may be long, and whoever serves a
+    request reads it from the input's index: here it is loaded when it is asked for within a session, not with every row.
     """
 
     __tablename__ = "requests"
@@ -234,6 +235,7 @@ class Request(Base):
     message: Mapped[str | None] = mapped_column(Text)
     result: Mapped[str | None] = mapped_column(Text)
     attempt: Mapped[int] = mapped_column(Integer, default=0)
+    takeovers: Mapped[int] = mapped_column(Integer, default=0)
     heartbeat: Mapped[datetime | None]
     grant_id: Mapped[int | None] = mapped_column(ForeignKey("grants.id"))
     progressed: Mapped[datetime | None]

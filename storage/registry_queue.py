@@ -74,6 +74,7 @@ class QueueBook(RequestBook):
             "message": None,
             "result": None,
             "attempt": Request.attempt + 1,  # the flow runs of the last attempt are used up
+            "takeovers": 0,
         }
         failed = Request.id == request_id, Request.state == "failed", Request.removed.is_(None)
         with self.write() as session:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 from uuid import uuid4
 
-from sqlalchemy import select, update
+from sqlalchemy import case, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -122,6 +122,7 @@ class RequestBook(RegistryDatabase):
             "heartbeat": now,
             "progressed": now,
             "attempt": Request.attempt + 1,
+            "takeovers": case((Request.state == "failed", 1), else_=Request.takeovers + 1),
         }
         with self.write() as session:
             if _changed(session, request_id, ["pending", "running", "failed"] if force else ["pending"], values):

@@ -27,9 +27,9 @@ from storage.errors import EnvironmentFault
 from storage.registry_models import Base
 
 VERSION_TABLE = "registry_revision"
-HEAD = "0003"
+HEAD = "0004"
 FIRST = "0001"
-REVISIONS = (FIRST, "0002", HEAD)
+REVISIONS = (FIRST, "0002", "0003", HEAD)
 LAYOUT = 2
 """What stands in `registry_schema`, for the first release to read; it knows layout 1 only."""
 

@@ -180,6 +180,20 @@ def test_a_request_that_kills_its_workers_is_given_up(place: Place, api: str) ->
     assert "workers died or stalled" in place.book.get_request(request.id).message
 
 
+def test_what_its_user_had_tried_again_is_not_given_up_for_that(place: Place, api: str) -> None:
+    """Each try of a user has a number too; only workers that died or stalled since the last one count."""
+    request = pending(place)
+    for _ in range(ATTEMPTS - 1):
+        place.book.claim_request(request.id)
+        place.book.set_request_state(request.id, "failed", message="ServiceError: x")
+        place.book.retry_request(request.id)
+    attempt = place.book.claim_request(request.id).attempt
+    assert attempt > ATTEMPTS
+    look = Dispatcher(settings(), stale_seconds=0).run_once()
+    assert (look.started, look.failed) == (1, 0)
+    assert find_runs(api, [f"{request.id}:{attempt}"])
+
+
 def test_a_worker_that_lives_and_does_not_get_on_is_followed_by_another(place: Place, api: str) -> None:
     request = pending(place)
     place.book.claim_request(request.id)

@@ -151,6 +151,32 @@ def test_the_release_before_this_one_is_upgraded_too(database: str) -> None:
         assert [request.id for request in registry.stale_requests(60, 3600)] == ["a" * 32]
 
 
+def test_requests_of_revision_3_are_kept(database: str) -> None:
+    from alembic import command
+
+    moment = "'2020-01-01 00:00:00'"
+    engine = create_engine(database)
+    with engine.begin() as connection:
+        if connection.dialect.name == "sqlite":
+            connection.exec_driver_sql("PRAGMA foreign_keys=OFF")
+        command.upgrade(config(connection), "0003")
+        connection.execute(
+            text(f"INSERT INTO users (id, name, role, created, disabled) VALUES (1, 'ann', 'user', {moment}, false)")
+        )
+        connection.execute(
+            text(
+                "INSERT INTO requests (id, user_id, kind, source, state, created, images, restored, refused, attempt)"
+                f" VALUES ('{'a' * 32}', 1, 'upload', 'x', 'failed', {moment}, 1, 0, 0, 7)"
+            )
+        )
+    engine.dispose()
+    with Registry(database, migrate=True) as registry:
+        assert differences(registry) == []
+        registry.retry_request("a" * 32)
+        request = registry.claim_request("a" * 32)
+        assert (request.attempt, request.takeovers) == (9, 1)
+
+
 def test_the_upgrade_is_the_first_entry_of_the_audit_log(old: str, tmp_path: Path) -> None:
     settings = Settings(home=tmp_path / "home", registry_url=old, migrate=True)
     open_registry(settings).close()

@@ -76,6 +76,26 @@ def test_a_failed_request_is_tried_again(registry: Registry, ann: int, database:
     assert entries == [("ann", "photos", "ann")]
 
 
+def test_takeovers_are_counted_since_its_user_last_had_it_tried_again(registry: Registry, ann: int) -> None:
+    request_id = registry.create_request(ann, "upload", None, "x")
+
+    def counts() -> tuple[int, int]:
+        request = registry.get_request(request_id)
+        return request.attempt, request.takeovers
+
+    for _ in range(2):
+        registry.claim_request(request_id, force=True)
+    assert counts() == (2, 2)
+    for attempt in (3, 4):
+        registry.set_request_state(request_id, "failed")
+        registry.retry_request(request_id)
+        assert counts() == (attempt, 0)
+    registry.claim_request(request_id)
+    assert counts() == (5, 1)
+    registry.set_request_state(request_id, "failed")
+    assert registry.claim_request(request_id, force=True).takeovers == 1, "`dmcp restore` of one that failed"
+
+
 def test_only_what_ended_is_removed_and_what_was_removed_is_never_taken_up(
     registry: Registry, ann: int, database: str
 ) -> None:
