@@ -23,6 +23,9 @@ PIPELINE_USER = "pipeline"
 VISITOR = "visitor"
 """The built-in user of the trial after a pipeline run (`flows/roundtrip.py`), whose grant lasts as long as that."""
 
+BUILT_IN = (PIPELINE_USER, VISITOR)
+"""Whose requests are served by the process that asks, and by no other."""
+
 OWNER_USER = "owner"
 """The built-in user who owns the data sets of this pipeline, until they are transferred to someone else."""
 

@@ -5,7 +5,8 @@
 
 Pending requests get a flow run: each user's oldest in turn, and no more than `PER_USER` of one user at once, so that
 nobody's many keep others' few waiting. Running ones whose worker gives no sign of life any more, or does not get on
-(DMCP_STALLED_MINUTES), get another, which takes them over. Where a run ended before it claimed its request (its worker
+(DMCP_STALLED_MINUTES), get another, which takes them over. Those that something was in the way of (`flows/attempt.py`)
+are pending again when they are due. Where a run ended before it claimed its request (its worker
 was killed, or could not start it) the next is tried, a bounded number of times; then the request fails and says why.
 Any number of dispatchers may do this at once, and one may be killed at any point: a flow run's key is `REQUEST:ATTEMPT`
 (`flows/dispatch.py`), so the second to start it starts nothing, and the claim in the registry lets one worker through.
@@ -24,7 +25,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from flows.access import PIPELINE_USER, VISITOR
+from flows.access import BUILT_IN
+from flows.attempt import ATTEMPTS
 from flows.deployments import live_api
 from flows.dispatch import STALE_SECONDS, START_SECONDS, Run, create_run, find_runs, next_run, run_keys, why_all_ended
 from storage.database import utc_now
@@ -38,8 +40,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("dmcp.dispatcher")
 
-ATTEMPTS = 5
-"""A request that so many workers took in vain is not given to another: something about it kills them."""
 TRIES = 3
 """Flow runs of one attempt that may end before they claimed the request."""
 PAUSE_SECONDS = 10.0
@@ -47,7 +47,6 @@ POLL_SECONDS = 2.0
 PER_USER = 10
 """Requests of one user that are running or have a flow run at once."""
 AT_ONCE = 100  # requests looked after in one round; the others' turn comes
-BUILT_IN = (PIPELINE_USER, VISITOR)
 ACTOR = "dispatcher"
 
 
@@ -149,7 +148,10 @@ class Dispatcher:
                 if request.state == "running" or self._is_old(request):
                     self._fail(registry, request, "The process that served it was killed.", done)
             elif request.takeovers >= ATTEMPTS and request.state == "running":
-                why = f"{request.takeovers} workers died or stalled while they served it; hand it in in parts, or later."
+                why = (
+                    f"{request.takeovers} workers took it in vain, and the last died or stalled while it served it; "
+                    "hand it in in parts, or later."
+                )
                 self._fail(registry, request, why, done)
             else:
                 waiting.append(request)

@@ -210,11 +210,13 @@ class Request(Base):
     """One restore request: who asked for what, how far it is, and where the result lies.
 
     `attempt` goes up with each worker that takes it, and when it is tried again after it failed: what a worker writes
-    under an older attempt is refused. `takeovers` counts the workers that took it since it was made or last tried again.
+    under an older attempt is refused. `takeovers` counts the workers that took it since it was made or last tried
+    again. A pending one that something was in the way of is not `due` for another worker before that moment.
     `heartbeat` is when the worker last gave a sign of life, `progressed` when it last got on. `grant_id` is the grant
-    that it was admitted under. `input_removed` and `removed` are since when its input, and all that lay in the bucket of
-    it, may not be had any more; `cleared`: nothing lies there any more. `subset` may be long, and whoever serves a
-    request reads it from the input's index: here it is loaded when it is asked for within a session, not with every row.
+    that it was admitted under. `input_removed` and `removed` are since when its input, and all that lay in the bucket
+    of it, may not be had any more; `cleared`: nothing lies there any more. `subset` may be long, and whoever serves a
+    request reads it from the input's index: here it is loaded when it is asked for within a session, not with every
+    row.
     """
 
     __tablename__ = "requests"
@@ -236,6 +238,7 @@ class Request(Base):
     result: Mapped[str | None] = mapped_column(Text)
     attempt: Mapped[int] = mapped_column(Integer, default=0)
     takeovers: Mapped[int] = mapped_column(Integer, default=0)
+    due: Mapped[datetime | None]
     heartbeat: Mapped[datetime | None]
     grant_id: Mapped[int | None] = mapped_column(ForeignKey("grants.id"))
     progressed: Mapped[datetime | None]

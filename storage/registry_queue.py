@@ -1,7 +1,8 @@
 """The registry's book of requests that wait, got stuck, are tried again, or are over and taken off the shelves.
 
 The queue is fair: each user's oldest requests come in turn, and a user has no more than so many in it, those that are
-running counted in. A running request is given up by its worker when there is no sign of life, and stalled when there
+running counted in. One that something was in the way of (`postpone_request`) waits until it is due, and takes no place
+meanwhile. A running request is given up by its worker when there is no sign of life, and stalled when there
 are signs of life but it does not get on.
 
 What is over is removed in two steps, so that a kill in between leaves nothing behind and nothing half: `begin_removal`
@@ -18,7 +19,7 @@ from sqlalchemy import func, or_, select, update
 from storage.database import utc_now
 from storage.errors import Removed, RequestCancelled, UsageError
 from storage.registry_models import Request, User
-from storage.registry_requests import RequestBook, request_entry
+from storage.registry_requests import RequestBook, change_request, lost_request, request_entry
 from storage.registry_users import LOCAL
 
 ENDED = ("done", "failed", "cancelled")
@@ -36,9 +37,10 @@ class QueueBook(RequestBook):
             per_user: so many of one user at once; those that are running take the first places.
             most: so many in all.
         """
+        due = or_(Request.due.is_(None), Request.due <= utc_now())
         order = (Request.state != "running", Request.created, Request.id)
         place = func.row_number().over(partition_by=Request.user_id, order_by=order).label("place")
-        ranked = select(Request.id, place).where(Request.state.in_(("pending", "running"))).subquery()
+        ranked = select(Request.id, place).where(Request.state.in_(("pending", "running")), due).subquery()
         query = select(Request).join(ranked, ranked.c.id == Request.id)
         query = query.where(Request.state == "pending", ranked.c.place <= per_user)
         return self.all(query.order_by(ranked.c.place, Request.created, Request.id).limit(most))
@@ -59,8 +61,38 @@ class QueueBook(RequestBook):
         query = select(Request).where(Request.state == "running", or_(*given_up))
         return self.all(query.order_by(Request.created, Request.id))
 
+    def postpone_request(
+        self, request_id: str, seconds: float, *, message: str, attempt: int, actor: str = LOCAL
+    ) -> None:
+        """Put a running request back: pending, for another worker in so many seconds, with what this one got done.
+
+        Args:
+            request_id: the request.
+            seconds: from now.
+            message: what was in the way.
+            attempt: the number of the worker's claim.
+            actor: who does this, for the audit log.
+
+        Raises:
+            NotFound: no such request.
+            RequestCancelled: it was cancelled meanwhile.
+            WorkspaceBusy: another worker took it meanwhile.
+            UsageError: it is not running.
+        """
+        values = {"state": "pending", "due": utc_now() + timedelta(seconds=seconds), "message": message}
+        with self.write() as session:
+            changed = change_request(session, request_id, ["running"], values, attempt)
+            if changed:
+                request = session.get_one(Request, request_id)
+                details = {"message": message, "attempt": attempt}
+                request_entry(session, actor, "request.postpone", request, request.user.name, details)
+        if not changed:
+            raise lost_request(self.get_request(request_id), "pending", attempt)
+
     def retry_request(self, request_id: str, *, actor: str = LOCAL) -> None:
         """Have a request that failed tried again, with what it got done; one that is under way stays as it is.
+
+        One that waits because something was in the way is due now.
 
         Raises:
             NotFound: no such request.
@@ -75,6 +107,7 @@ class QueueBook(RequestBook):
             "result": None,
             "attempt": Request.attempt + 1,  # the flow runs of the last attempt are used up
             "takeovers": 0,
+            "due": None,
         }
         failed = Request.id == request_id, Request.state == "failed", Request.removed.is_(None)
         with self.write() as session:
@@ -85,6 +118,7 @@ class QueueBook(RequestBook):
                 request = session.get_one(Request, request_id)
                 request_entry(session, actor, "request.retry", request, request.user.name)
                 return
+            change_request(session, request_id, ["pending"], {"due": None})
         request = self.get_request(request_id)
         check_kept(request)
         if request.state == "cancelled":

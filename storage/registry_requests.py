@@ -1,4 +1,4 @@
-"""The registry's book of restore requests: pending -> running -> done, failed or cancelled.
+"""The registry's book of restore requests: pending -> running -> done, failed or cancelled; or pending again.
 
 A worker takes a request with `claim_request`, which is the only way to running, and gives signs of life (`heartbeat`)
 until it is through. Each claim has a number, the request's `attempt`: what a worker writes under an older one is
@@ -122,10 +122,11 @@ class RequestBook(RegistryDatabase):
             "heartbeat": now,
             "progressed": now,
             "attempt": Request.attempt + 1,
+            "due": None,
             "takeovers": case((Request.state == "failed", 1), else_=Request.takeovers + 1),
         }
         with self.write() as session:
-            if _changed(session, request_id, ["pending", "running", "failed"] if force else ["pending"], values):
+            if change_request(session, request_id, ["pending", "running", "failed"] if force else ["pending"], values):
                 request = _request(session, request_id)
                 details = {"attempt": request.attempt}
                 request_entry(session, actor, "request.claim", request, request.user.name, details)
@@ -142,9 +143,9 @@ class RequestBook(RegistryDatabase):
             UsageError: it is not running.
         """
         with self.write() as session:
-            alive = _changed(session, request_id, ["running"], {"heartbeat": utc_now()}, attempt)
+            alive = change_request(session, request_id, ["running"], {"heartbeat": utc_now()}, attempt)
         if not alive:
-            raise _lost(self.get_request(request_id), "running", attempt)
+            raise lost_request(self.get_request(request_id), "running", attempt)
 
     def set_request_state(
         self,
@@ -198,13 +199,13 @@ class RequestBook(RegistryDatabase):
         values["state"] = state
         values |= {"heartbeat": now, "progressed": now} if state == "running" else {"finished": now}
         with self.write() as session:
-            changed = _changed(session, request_id, before, values, attempt)
+            changed = change_request(session, request_id, before, values, attempt)
             if changed and state != "running":
                 request = _request(session, request_id)
                 details = {name: value for name, value in given.items() if value is not None}
                 request_entry(session, actor, f"request.{state}", request, request.user.name, details)
         if not changed:
-            raise _lost(self.get_request(request_id), state, attempt)
+            raise lost_request(self.get_request(request_id), state, attempt)
 
     def cancel_request(self, request_id: str, *, actor: str = LOCAL) -> None:
         """Cancel a request that is pending or running; done again, nothing changes. Its worker stops when it notices.
@@ -215,7 +216,7 @@ class RequestBook(RegistryDatabase):
         """
         values = {"state": "cancelled", "finished": utc_now()}
         with self.write() as session:
-            changed = _changed(session, request_id, ["pending", "running"], values)
+            changed = change_request(session, request_id, ["pending", "running"], values)
             if changed:
                 request = _request(session, request_id)
                 request_entry(session, actor, "request.cancel", request, request.user.name)
@@ -237,7 +238,7 @@ class RequestBook(RegistryDatabase):
         return self.all(query)
 
 
-def _changed(
+def change_request(
     session: Session, request_id: str, before: list[str], values: dict[str, Any], attempt: int | None = None
 ) -> bool:
     """Change a request that is in one of these states (and of this attempt); whether there was one."""
@@ -274,7 +275,7 @@ def _not_claimable(request: Request) -> DmcpError:
     return UsageError(f"Request {request.id} is {request.state} already.", cure)
 
 
-def _lost(request: Request, state: str, attempt: int | None) -> DmcpError:
+def lost_request(request: Request, state: str, attempt: int | None) -> DmcpError:
     """Why a worker may not set a request's state (any more)."""
     if request.state == "cancelled":
         return _cancelled(request)

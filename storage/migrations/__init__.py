@@ -3,7 +3,7 @@
     versions/v0001_first_release.py     users with one token each, grants, requests
     versions/v0002_service.py           several tokens, roles, data sets, terms, access requests, bounds, charges, audit
     versions/v0003_housekeeping.py      uploads, submissions, sessions; progress and removal of requests
-    versions/v0004_attempts.py          how many workers took a request over
+    versions/v0004_attempts.py          how many workers took a request over, and when it is tried again
 
 `storage/registry_schema.py` calls `upgrade` where an earlier release made the registry; a new registry is made at the
 newest schema without any of this. Everything runs on the caller's connection, in the caller's transaction: after a

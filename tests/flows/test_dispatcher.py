@@ -18,9 +18,10 @@ from uuid import uuid4
 import pytest
 
 from flows import access
+from flows.attempt import ATTEMPTS
 from flows.deployments import call, make_pool
 from flows.dispatch import Run, find_runs, is_stale, next_run, run_keys, serve, start_run
-from flows.dispatcher import ATTEMPTS, PER_USER, TRIES, Dispatcher
+from flows.dispatcher import PER_USER, TRIES, Dispatcher
 from flows.environment import PROJECT
 from flows.services import object_store
 from storage.errors import GrantRevoked, RequestCancelled, ServiceError
@@ -177,7 +178,16 @@ def test_a_request_that_kills_its_workers_is_given_up(place: Place, api: str) ->
     for _ in range(ATTEMPTS):
         place.book.claim_request(request.id, force=True)
     assert Dispatcher(settings(), stale_seconds=0).run_once().failed == 1
-    assert "workers died or stalled" in place.book.get_request(request.id).message
+    assert f"{ATTEMPTS} workers took it in vain" in place.book.get_request(request.id).message
+
+
+def test_what_something_was_in_the_way_of_is_tried_again_when_it_is_due(place: Place, api: str) -> None:
+    request = pending(place)
+    for seconds, started in ((3600, 0), (0, 1)):
+        attempt = place.book.claim_request(request.id).attempt
+        place.book.postpone_request(request.id, seconds, message="ObjectStoreError: x", attempt=attempt)
+        assert Dispatcher(settings()).run_once().started == started
+    assert list(runs(api, request)) == ["2"]
 
 
 def test_what_its_user_had_tried_again_is_not_given_up_for_that(place: Place, api: str) -> None:

@@ -18,6 +18,7 @@ from flows import access, attempt, restore, restore_shards
 from flows.restore import restore_variant, serve_request
 from flows.services import object_store
 from storage.audit import open_audit_log
+from storage.database import utc_now
 from storage.errors import (
     Forbidden,
     GrantRevoked,
@@ -28,6 +29,7 @@ from storage.errors import (
     RequestCancelled,
     UsageError,
     WorkspaceBusy,
+    public_text,
 )
 from storage.keys import open_vault
 from storage.objects import ObjectStore, open_store
@@ -432,6 +434,49 @@ def test_a_shard_that_can_not_be_put_has_its_entry_all_the_same(place: Place, mo
     assert (place.used(), place.released(request_id)) == ([6], [(0, 2), (0, 2), (1, 2), (2, 2)])
 
 
+def test_what_something_is_in_the_way_of_goes_on_without_being_charged_again(place: Place) -> None:
+    """The object store fails after two shards: the request does not fail, and its quota is just enough."""
+    place.grant(quota=6)
+    request_id = place.submit(place.files(place.pngs), dataset=place.toy)
+    with after_shard(1, _broken), pytest.raises(ObjectStoreError):
+        serve_request(request_id)
+    request = place.book.get_request(request_id)
+    assert (request.state, request.finished) == ("pending", None)
+    assert request.message == "ObjectStoreError: " + public_text(ObjectStoreError("The server is gone."))
+    pause = (request.due - request.heartbeat).total_seconds()
+    assert pause == pytest.approx(attempt.AGAIN_SECONDS, abs=10)
+    assert place.used() == [4]
+    serve_request(request_id)
+    place.assert_whole(request_id)
+    assert place.used() == [6]
+
+
+def test_it_fails_with_the_last_reason_when_its_attempts_are_used_up(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place.grant(quota=6)
+    request_id = place.submit(place.files(place.pngs))
+    pauses = []
+    with monkeypatch.context() as patch:
+        patch.setattr(restore_shards, "put_result", _broken)
+        for _ in range(attempt.ATTEMPTS):
+            assert place.book.get_request(request_id).state == "pending"
+            with pytest.raises(ObjectStoreError):
+                serve_request(request_id)
+            request = place.book.get_request(request_id)
+            pauses.append(request.due and round((request.due - utc_now()).total_seconds() / attempt.AGAIN_SECONDS))
+    assert pauses == [1, 4, 16, 64, None]
+    assert (request.state, request.message.partition(":")[0]) == ("failed", "ObjectStoreError")
+    place.book.retry_request(request_id)
+    serve_request(request_id)
+    place.assert_whole(request_id)
+    assert place.used() == [6]
+
+
+def _broken(*_: object) -> None:
+    raise ObjectStoreError("The server is gone.")
+
+
 def test_the_stage_charges_and_records_like_any_request(place: Place) -> None:
     variant_of(settings().data_path(place.toy) / "protected", place.toy, place.pngs)
     access.prepare(place.toy)
@@ -441,3 +486,12 @@ def test_the_stage_charges_and_records_like_any_request(place: Place) -> None:
     assert place.released(request.id) == [(0, 3), (1, 3)]
     (grant,) = place.book.list_grants(access.PIPELINE_USER, place.toy)
     assert grant.used == 6
+
+
+def test_what_the_built_in_users_ask_for_fails_at_once(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    variant_of(settings().data_path(place.toy) / "protected", place.toy, place.pngs)
+    access.prepare(place.toy)
+    monkeypatch.setattr(restore, "place", _broken)
+    with pytest.raises(ObjectStoreError):
+        restore_variant(place.toy)
+    assert place.book.list_requests(access.PIPELINE_USER)[0].state == "failed"

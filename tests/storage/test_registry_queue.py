@@ -76,6 +76,35 @@ def test_a_failed_request_is_tried_again(registry: Registry, ann: int, database:
     assert entries == [("ann", "photos", "ann")]
 
 
+def test_what_something_is_in_the_way_of_waits_until_it_is_due(registry: Registry, ann: int, database: str) -> None:
+    waits, other = (registry.create_request(ann, "upload", "photos", f"{n}") for n in range(2))
+    attempt = registry.claim_request(waits).attempt
+    registry.postpone_request(waits, 3600, message="ObjectStoreError: x", attempt=attempt, actor="restore")
+    request = registry.get_request(waits)
+    assert (request.state, request.message, request.finished) == ("pending", "ObjectStoreError: x", None)
+    assert [r.id for r in registry.pending_requests(1, 10)] == [other], "it takes nobody's place"
+    assert registry.stale_requests(-60) == []
+    age(registry, waits, due=utc_now() - timedelta(seconds=1))
+    assert [r.id for r in registry.pending_requests(2, 10)] == [waits, other]
+    registry.postpone_request(waits, 3600, message="x", attempt=registry.claim_request(waits).attempt)
+    registry.retry_request(waits)
+    assert [r.id for r in registry.pending_requests(2, 10)] == [waits, other], "its user does not wait"
+    late = registry.claim_request(waits)
+    assert (late.message, late.due, late.takeovers) == (None, None, 3)
+    with pytest.raises(WorkspaceBusy):
+        registry.postpone_request(waits, 1, message="x", attempt=attempt)
+    with pytest.raises(UsageError, match="can not become pending"):
+        registry.postpone_request(other, 1, message="x", attempt=0)
+    registry.cancel_request(waits)
+    with pytest.raises(RequestCancelled):
+        registry.postpone_request(waits, 1, message="x", attempt=late.attempt)
+    with pytest.raises(NotFound):
+        registry.postpone_request("f" * 32, 1, message="x", attempt=1)
+    with AuditLog(database) as log:
+        entries = [(e.actor, json.loads(e.details)) for e in log.entries(action="request.postpone")]
+    assert entries[0] == ("restore", {"attempt": 1, "message": "ObjectStoreError: x"}) and len(entries) == 2
+
+
 def test_takeovers_are_counted_since_its_user_last_had_it_tried_again(registry: Registry, ann: int) -> None:
     request_id = registry.create_request(ann, "upload", None, "x")
 

@@ -60,7 +60,7 @@ class RestorationInfo(Shown):
     images: int
     restored: int
     refused: int
-    message: str | None = Field(description="why it failed: `ErrorClass: what happened`")
+    message: str | None = Field(description="why it failed, or waits to be tried again: `ErrorClass: what happened`")
     removed: datetime | None = Field(None, description="since when what was restored is not kept any more")
 
     @classmethod
