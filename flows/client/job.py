@@ -70,6 +70,12 @@ class Job:
         """Put the state on the disk."""
         write_atomic(self.folder / STATE_NAME, self.state.model_dump_json(indent=1).encode(), 0o600)
 
+    def begin_anew(self) -> None:
+        """Forget the restoration that was started: the next one has a key of its own. What was packed stays."""
+        kept = self.state.model_dump(exclude={"key", "upload", "restoration"})
+        self.state = State.model_validate(kept)
+        self.save()
+
     def remove(self) -> None:
         """Everything is where it belongs."""
         shutil.rmtree(self.folder, ignore_errors=True)

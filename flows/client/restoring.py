@@ -21,7 +21,7 @@ from flows.client.packing import Parcel, fingerprint, pack
 from flows.client.problems import failure
 from flows.client.transfer import Results, Source, put
 from flows.gateway.schemas import RestorationInfo
-from storage.errors import DmcpError, EnvironmentFault, NotFound, RequestCancelled, ServiceError, UsageError
+from storage.errors import Conflict, DmcpError, EnvironmentFault, NotFound, RequestCancelled, ServiceError, UsageError
 from storage.files import Progress
 from storage.names import check_request_id
 from storage.transfer import Meter
@@ -53,6 +53,10 @@ def restore(
         dataset: the data set that uploaded images belong to, if known.
         progress: told what is done: packed files, sent bytes, restored images, fetched bytes, written images.
 
+    A restoration that failed is tried again by the same call, where it lies and with what it got done: nothing is
+    handed in, and no image charged, twice. Where it can not be (it was removed, or cancelled) a new one begins; so it
+    does when the source is another one now.
+
     Raises:
         DmcpError: why nothing came of it, as the gateway says.
         ServiceError: the gateway could not be reached for as long as the client is patient; call again.
@@ -66,6 +70,9 @@ def restore(
     _check_out(out)
     with opened(out, asked) as job:
         parcel = None if published else _parcel(client, job, Path(source), progress)
+        begun = job.state.restoration
+        if begun is not None and not _goes_on(client, job, begun) and published is None:
+            parcel = _parcel(client, job, Path(source), progress)
         if job.state.restoration is None:
             job.state.restoration = _start(client, job, parcel, published, subset, dataset, progress).id
             job.save()
@@ -146,14 +153,37 @@ def _parcel(client: Client, job: Job, source: Path, progress: Progress | None) -
         if state.sha256 is None:
             job.remove()
         raise
-    if state.sha256 not in (None, parcel.sha256) and (state.restoration or client.started(state.key)):
-        raise UsageError(
-            f"{source} is not what it was when this restoration began.", f"Name another OUT, or remove {job.folder}."
-        )
+    if state.sha256 not in (None, parcel.sha256) and (begun := client.started(state.key)):
+        if begun.state not in ("failed", "cancelled"):
+            raise UsageError(
+                f"{source} is not what it was when this restoration began.",
+                f"Name another OUT, or remove {job.folder}.",
+            )
+        job.begin_anew()
+        state = job.state
     state.fingerprint, state.sha256 = mark, parcel.sha256
     state.left = [Left(name=r.name, error=r.error, reason=r.reason) for r in parcel.refused]
     job.save()
     return parcel
+
+
+def _goes_on(client: Client, job: Job, identity: str) -> bool:
+    """Whether the restoration that an earlier run started goes on; one that failed is tried again.
+
+    One that can not be any more, or was cancelled, is forgotten.
+    """
+    try:
+        info = client.restoration(identity)
+        if info.state == "failed":
+            info = client.retry(identity)
+    except Conflict:  # just now it was cancelled, or came to its end all the same
+        info = client.restoration(identity)
+    except NotFound:  # what was handed in is not kept any more
+        info = None
+    if info is not None and info.state != "cancelled":
+        return True
+    job.begin_anew()
+    return False
 
 
 def _described(path: Path, name: str, state: State) -> Parcel:
@@ -249,8 +279,8 @@ def _wait(client: Client, job: Job, identity: str, progress: Progress | None) ->
             progress("restoring", info.restored + info.refused, info.images or None)
 
     info = client.wait(identity, tell)
-    if info.state != "done":
-        job.remove()  # the next run begins anew
+    if info.state == "cancelled" or (info.state == "failed" and job.state.source == identity):
+        job.remove()  # there is nothing to go on with
     check_over(info)
 
 

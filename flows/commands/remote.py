@@ -334,7 +334,8 @@ def restore(
     """Have images restored in one go: hand in, wait, fetch. OUT holds them under their own names, with report.json.
 
     Broken off (the connection, the machine, Ctrl-C), the same command goes on: nothing is handed in twice, and only
-    what is missing is fetched. What is remembered lies in OUT.dmcp-part until it is done.
+    what is missing is fetched. A restoration that failed is tried again; no image is charged twice. What is remembered
+    lies in OUT.dmcp-part until it is done.
 
     Exit code: 0 when it was served, even if some images were refused (they are listed, with the reason); 7 when all of
     them were refused; 6 without a grant that is in force, 4 when the gateway can not be reached.

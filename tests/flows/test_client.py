@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from flows import attempt, restore_shards
 from flows.client import Client, fetch, restore, restoring, transfer
 from flows.client.job import State, job_folder, opened
 from flows.client.restoring import hand_in
+from storage.database import utc_now
 from storage.errors import (
     BadToken,
     DmcpError,
@@ -19,6 +21,7 @@ from storage.errors import (
     GrantRevoked,
     NoGrant,
     NotFound,
+    ObjectStoreError,
     RequestCancelled,
     ServiceError,
     TooManyRequests,
@@ -319,6 +322,65 @@ def test_following_survives_a_cut_and_ends_with_a_cancellation(site: Served, hol
         with pytest.raises(RequestCancelled):
             restore(client, holiday[0], tmp_path / "out")
     assert not site.net.faults and not job_folder(tmp_path / "out").exists()
+
+
+# --- what failed ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def once(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    """Restorations fail at their first attempt: no result can be put, until the patch is undone."""
+
+    def broken(*_: object) -> None:
+        raise ObjectStoreError("The server is gone.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(attempt, "ATTEMPTS", 1)
+        patch.setattr(restore_shards, "put_result", broken)
+        yield patch
+
+
+def used(site: Served, client: Client) -> list[int]:
+    return [grant.used for grant in site.registry.list_grants(client.me().name)]
+
+
+def test_the_same_command_tries_again_what_failed(site: Served, holiday, tmp_path: Path, once) -> None:
+    """Under a grant for exactly as many images: they are not charged again."""
+    folder, expected = holiday
+    token = site.token(None)
+    with site.client(token) as client:
+        site.registry.grant(client.me().name, "sample", quota=40)
+        with pytest.raises(ObjectStoreError):
+            site.serving(lambda: restore(client, folder, tmp_path / "out"))
+        assert client.restoration(requests_of(client)[0]).state == "failed"
+        assert used(site, client) == [40]
+        once.undo()
+        site.serving(lambda: restore(client, folder, tmp_path / "out"))
+        assert len(requests_of(client)) == 1 and used(site, client) == [40]
+    assert images(tmp_path / "out") == expected
+    assert site.net.count("POST /api/v1/restorations/upload") == 1
+    assert not job_folder(tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("why", ["removed", "changed"])
+def test_what_failed_and_can_not_be_tried_again_is_begun_anew(
+    site: Served, holiday, tmp_path: Path, once, why: str
+) -> None:
+    folder, expected = holiday
+    with site.client() as client:
+        with pytest.raises(ObjectStoreError):
+            site.serving(lambda: restore(client, folder, tmp_path / "out"))
+        (failed,) = requests_of(client)
+        once.undo()
+        if why == "removed":
+            site.registry.begin_removal(failed, utc_now())
+        else:
+            name = min(expected)
+            (folder / name).unlink()
+            del expected[name]
+        site.serving(lambda: restore(client, folder, tmp_path / "out"))
+        assert [info.state for info in client.restorations()] == ["done", "failed"]
+    assert images(tmp_path / "out") == expected
 
 
 # --- errors -----------------------------------------------------------------------------------------------------------
