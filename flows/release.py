@@ -13,7 +13,8 @@ A grant that was revoked, ran out or is used up stops the restoration: no furthe
 Where the whole request depends on it the request fails with that very error: it names that data set, or its user holds
 no grant for any other that could still be served, or all that it restored was under that grant. Where images of other
 data sets can still be served they are, and those of the barred one are refused one by one. What was released before
-stays charged and on record; it is not handed out as long as the request has no report.
+stays charged and on record; it is not handed out as long as the request has no report. What a request was charged that
+is cancelled is given back: it is not, and will not be, handed out.
 """
 
 from collections.abc import Mapping

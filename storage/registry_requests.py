@@ -21,6 +21,7 @@ from storage.errors import DmcpError, NotFound, Removed, RequestCancelled, Usage
 from storage.names import check_dataset_name, check_request_id
 from storage.registry_models import KINDS, Kind, Request, State, User
 from storage.registry_schema import RegistryDatabase
+from storage.registry_usage import give_back
 from storage.registry_users import LOCAL, user_by_id
 
 _BEFORE: dict[str, list[str]] = {"running": ["running"], "done": ["running"], "failed": ["pending", "running"]}
@@ -210,6 +211,9 @@ class RequestBook(RegistryDatabase):
     def cancel_request(self, request_id: str, *, actor: str = LOCAL) -> None:
         """Cancel a request that is pending or running; done again, nothing changes. Its worker stops when it notices.
 
+        What was restored can be had of a request that is done only, and that can not be cancelled: so nobody has, or
+        will have, anything of this one, and what it was charged is given back.
+
         Raises:
             NotFound: no such request.
             UsageError: it is done or failed already.
@@ -219,7 +223,9 @@ class RequestBook(RegistryDatabase):
             changed = change_request(session, request_id, ["pending", "running"], values)
             if changed:
                 request = _request(session, request_id)
-                request_entry(session, actor, "request.cancel", request, request.user.name)
+                returned = give_back(session, request_id)
+                details = {"returned": returned} if returned else None
+                request_entry(session, actor, "request.cancel", request, request.user.name, details)
         if not changed:
             state = self.get_request(request_id).state
             if state != "cancelled":

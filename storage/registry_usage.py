@@ -9,16 +9,16 @@ from dataclasses import dataclass
 from datetime import date, datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, case, func, or_, select, update
+from sqlalchemy import ColumnElement, case, delete, func, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from storage.database import as_utc, utc_now
-from storage.errors import GrantRevoked, NoGrant, NotFound, QuotaExceeded, UsageError
+from storage.errors import GrantRevoked, NoGrant, NotFound, QuotaExceeded, RequestCancelled, UsageError
 from storage.policies import Asked, Refusal, best, check_enabled, cure, first_refusal, nearest
 from storage.registry_datasets import accepted_version, newest_terms
 from storage.registry_grants import GrantBook, grant_by_id, grants_of, owned_by
-from storage.registry_models import Charge, Grant, User
+from storage.registry_models import Charge, Grant, Request, User
 from storage.registry_users import user_by_id
 
 
@@ -97,6 +97,7 @@ class UsageBook(GrantBook):
         new one is charged all of them. Of many charges at once, as many succeed as the quota allows.
 
         Raises:
+            RequestCancelled: the request was cancelled, and what it was charged is given back.
             QuotaExceeded: they are more than is left; nothing changes.
             GrantRevoked: the grant was revoked meanwhile.
             NotFound: no such request or grant.
@@ -116,6 +117,10 @@ class UsageBook(GrantBook):
 
     def _charge(self, request_id: str, shard: int, dataset: str, grant_id: int, images: int) -> None:
         with self.write() as session:
+            # Whoever cancels it now waits for this, or is waited for: nothing is charged after it was given back.
+            state = session.scalar(select(Request.state).where(Request.id == request_id).with_for_update(read=True))
+            if state == "cancelled":
+                raise RequestCancelled(f"Request {request_id} was cancelled.", "Make a new one if it is still wanted.")
             charge = session.get(Charge, (request_id, shard, dataset), with_for_update=True)
             if charge is None:
                 charge = Charge(request_id=request_id, shard=shard, dataset=dataset, grant_id=grant_id, images=images)
@@ -178,15 +183,33 @@ class UsageBook(GrantBook):
         return func.date(moment)
 
 
+def give_back(session: Session, request_id: str) -> int:
+    """Take back all that a request was charged, which nobody can have any more; how many images.
+
+    The grants are locked by number, as by `_move`.
+    """
+    mine = Charge.request_id == request_id
+    sums = select(Charge.grant_id, func.sum(Charge.images)).where(mine).group_by(Charge.grant_id)
+    charged = session.execute(sums.order_by(Charge.grant_id)).all()
+    for grant_id, images in charged:
+        _return(session, grant_id, images)
+    session.execute(delete(Charge).where(mine), execution_options={"synchronize_session": False})
+    return sum(int(images) for _, images in charged)
+
+
 def _move(session: Session, charge: Charge, grant_id: int, images: int) -> None:
     """Charge another grant instead; the grants are locked by number, so that two that cross do not lock each other."""
     both = select(Grant.id).where(Grant.id.in_((charge.grant_id, grant_id))).order_by(Grant.id)
     session.execute(both.with_for_update(key_share=True))
-    rest = case((Grant.used > charge.images, Grant.used - charge.images), else_=0)
-    give_back = update(Grant).where(Grant.id == charge.grant_id).values(used=rest)
-    session.execute(give_back, execution_options={"synchronize_session": False})
+    _return(session, charge.grant_id, charge.images)
     _use(session, grant_id, images)
     charge.grant_id, charge.images = grant_id, images
+
+
+def _return(session: Session, grant_id: int, images: int) -> None:
+    rest = case((Grant.used > images, Grant.used - images), else_=0)
+    change = update(Grant).where(Grant.id == grant_id).values(used=rest)
+    session.execute(change, execution_options={"synchronize_session": False})
 
 
 def _use(session: Session, grant_id: int, images: int) -> None:

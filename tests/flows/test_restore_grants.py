@@ -218,7 +218,7 @@ def test_a_cancelled_request_stops_and_leaves_nothing_restored(place: Place) -> 
     with after_shard(0, lambda: place.book.cancel_request(request_id)), pytest.raises(RequestCancelled):
         serve_request(request_id)
     assert place.book.get_request(request_id).state == "cancelled"
-    assert place.released(request_id) == [(0, 2)]
+    assert (place.released(request_id), place.used()) == ([(0, 2)], [0])
     assert place.results(request_id) == []
     assert not settings().home_path("work", "restore", request_id).exists()
     with pytest.raises(RequestCancelled):

@@ -1,8 +1,10 @@
 """The registry's grants: over time, in their bounds, up to their quota; on real SQLite and real PostgreSQL."""
 
+import json
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import UTC, date, datetime, timedelta, timezone
 
 import pytest
@@ -22,6 +24,7 @@ from storage.errors import (
     NotFound,
     OutOfScope,
     QuotaExceeded,
+    RequestCancelled,
     TermsNotAccepted,
     UsageError,
 )
@@ -294,6 +297,52 @@ def test_a_shard_that_is_restored_again_costs_what_came_back_more(registry: Regi
     with pytest.raises(QuotaExceeded):
         registry.charge(request, 0, grant.id, 11)
     assert registry.get_grant(grant.id).used == registry.charged(request) == 9
+
+
+def test_what_a_request_was_charged_that_is_cancelled_is_given_back(
+    registry: Registry, ann: int, database: str
+) -> None:
+    grants = [registry.grant("ann", dataset, quota=10) for dataset in ("photos", "faces")]
+    request, other = (registry.create_request(ann, "upload", None, "x") for _ in range(2))
+    for identity in (request, other):
+        registry.claim_request(identity)
+        for shard in range(2):
+            for grant in grants:
+                registry.charge(identity, shard, grant.id, 2)
+    registry.revoke_grant(grants[1].id)
+    registry.cancel_request(request)
+    registry.cancel_request(request)
+    assert registry.charged(request) == 0 and registry.charged(other) == 8
+    assert [registry.get_grant(grant.id).used for grant in grants] == [4, 4]
+    with pytest.raises(RequestCancelled):  # a worker that has not noticed yet
+        registry.charge(request, 2, grants[0].id, 1)
+    registry.set_request_state(other, "done")
+    with pytest.raises(UsageError, match="can not be cancelled"):
+        registry.cancel_request(other)
+    assert [registry.get_grant(grant.id).used for grant in grants] == [4, 4], "what can be had stays charged"
+    with AuditLog(database) as log:
+        assert [json.loads(entry.details) for entry in log.entries(action="request.cancel")] == [{"returned": 8}]
+
+
+def test_nothing_is_charged_after_it_was_given_back(registry: Registry, ann: int) -> None:
+    grant = registry.grant("ann", "photos", quota=1000)
+    for _ in range(5):
+        request = registry.create_request(ann, "upload", None, "x")
+        registry.claim_request(request)
+        together = threading.Barrier(5)
+
+        def work(number: int, request: str = request, together: threading.Barrier = together) -> None:
+            together.wait()
+            if number == 0:
+                registry.cancel_request(request)
+                return
+            with suppress(RequestCancelled):
+                for step in range(5):
+                    registry.charge(request, 10 * number + step, grant.id, 1)
+
+        with ThreadPoolExecutor(5) as pool:
+            list(pool.map(work, range(5)))
+        assert registry.charged(request) == registry.get_grant(grant.id).used == 0
 
 
 def test_what_can_not_be_charged(registry: Registry, ann: int) -> None:
