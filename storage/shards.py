@@ -7,6 +7,7 @@ decides the file. `webdataset` and Hugging Face `load_dataset("webdataset", ...)
 
 import hashlib
 import io
+import os
 import re
 import tarfile
 from collections.abc import Iterable, Iterator
@@ -170,6 +171,91 @@ def describe_shard(path: Path) -> ShardInfo:
     """
     samples = len(read_shard(path))
     return ShardInfo(path.name, samples, path.stat().st_size, sha256_file(path))
+
+
+# --- one sample at a time ---------------------------------------------------------------------------------------------
+
+
+class ShardFile:
+    """A shard of which one image at a time is held. All is checked before the first sample comes, as `read_shard` does.
+
+        with ShardFile(path) as shard:
+            len(shard)                  # samples
+            for sample in shard: ...    # in order; as often as wanted, as long as the block lasts
+
+    Raises:
+        CorruptShard: as `read_shard`; while samples are read, too, when somebody changes the file meanwhile.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._file = path.open("rb")
+        except FileNotFoundError as error:
+            raise CorruptShard(f"The shard {path} does not exist.", "Fetch or build the variant again.") from error
+        try:
+            self._places, self._labels = _look_through(self._file, path)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def __enter__(self) -> "ShardFile":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __iter__(self) -> Iterator[Sample]:
+        for key, (offset, size) in self._places.items():
+            self._file.seek(offset)
+            png = self._file.read(size)
+            if len(png) != size:
+                raise _corrupt(self.path, f"it was cut off inside '{key}.png' while it was read")
+            yield Sample(key, png, self._labels[key])
+
+
+def _look_through(file: BinaryIO, path: Path) -> tuple[dict[str, tuple[int, int]], dict[str, int | None]]:
+    """Where each image lies (offset and size, by key, in order) and its label. Raises CorruptShard."""
+    size = os.fstat(file.fileno()).st_size
+    members: list[tuple[str, bytes]] = []
+    places: dict[str, tuple[int, int]] = {}
+    try:
+        with tarfile.open(fileobj=file, mode="r:") as tar:
+            for member in forwards(tar):
+                tar.members.clear()  # type: ignore[attr-defined]  # it would keep the headers of all
+                content = _checked(file, member, size, path)
+                members.append((member.name, content))
+                if member.name.endswith(".png"):
+                    places[member.name.removesuffix(".png")] = member.offset_data, member.size
+            end = tar.offset  # as in `read_shard`
+    except BAD_TAR as error:
+        raise _corrupt(path, f"it is no readable tar file ({error})") from error
+    if size - end < 2 * tarfile.BLOCKSIZE or not _only_zeros(file, end):
+        raise _corrupt(path, f"it is cut off or damaged at byte {end}")
+    return places, {sample.key: sample.label for sample in _samples(members, path)}
+
+
+def _checked(file: BinaryIO, member: tarfile.TarInfo, size: int, path: Path) -> bytes:
+    """A label's content, and nothing of an image, which is only seen to be there."""
+    if member.type not in _PLAIN or member.issparse():
+        raise _corrupt(path, f"its member {member.name!r} is no plain file")
+    if member.offset_data + member.size > size:
+        raise _corrupt(path, f"it is cut off inside {member.name!r}")
+    if not member.name.endswith(".cls"):
+        return b""
+    file.seek(member.offset_data)
+    return file.read(member.size)
+
+
+def _only_zeros(file: BinaryIO, start: int) -> bool:
+    file.seek(start)
+    while block := file.read(1 << 20):
+        if block.count(0) != len(block):
+            return False
+    return True
 
 
 def _corrupt(path: Path, why: str) -> CorruptShard:

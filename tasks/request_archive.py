@@ -3,8 +3,9 @@
     for name, content in result_files(index, report, fetch):    # report.json and refused.csv come last
         ...
 
-A content is bytes, or the path of a file that holds until the next is asked for. No more than one result shard is held
-at a time.
+A content is bytes, or the path of a file that holds until the next is asked for. One image is held in memory at a time.
+On disk two files of a shard's size lie side by side at most, if the caller removes those that it was given (by its own
+`fetch`, and here) before it fetches the next.
 """
 
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from pathlib import Path
 
 from storage.errors import CorruptShard
 from storage.manifest import MANIFEST_NAME, Manifest, dump_manifest
-from storage.shards import Sample, ShardInfo, read_shard, write_shard
+from storage.shards import Sample, ShardFile, ShardInfo, write_shard
 from tasks.request_index import REFUSED_NAME, REPORT_NAME, RequestIndex, RequestReport, result_name
 from tasks.request_results import FetchShard, named_refusals, own_key, refused_table, summary, summary_json
 
@@ -42,16 +43,18 @@ def result_files(index: RequestIndex, report: RequestReport, fetch: FetchShard) 
         if info is None:
             continue
         path = fetch(info)
-        samples = read_shard(path)
-        if len(samples) != info.samples:
-            raise CorruptShard(f"{info.name} holds {len(samples)} samples, not {info.samples}.", "Restore it again.")
-        if entry.target is None:
-            yield from ((_name(index, sample), sample.png) for sample in samples)
-        elif samples:
-            renamed = path.with_name("renamed.tar")
-            shard = write_shard(renamed, (own_key(index, sample) for sample in samples))
-            written.append(ShardInfo(entry.target, shard.samples, shard.bytes, shard.sha256))
-            yield entry.target, renamed
+        with ShardFile(path) as samples:
+            if len(samples) != info.samples:
+                raise CorruptShard(
+                    f"{info.name} holds {len(samples)} samples, not {info.samples}.", "Restore it again."
+                )
+            if entry.target is None:
+                yield from ((_name(index, sample), sample.png) for sample in samples)
+            elif len(samples):
+                renamed = path.with_name("renamed.tar")
+                shard = write_shard(renamed, (own_key(index, sample) for sample in samples))
+                written.append(ShardInfo(entry.target, shard.samples, shard.bytes, shard.sha256))
+                yield entry.target, renamed
     if results:
         raise CorruptShard(f"{min(results)} belongs to no input shard.", "Make the request again.")
     if index.variant is not None:

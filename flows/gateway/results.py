@@ -161,6 +161,7 @@ def _zipped(gateway: Gateway, request: Request, index: RequestIndex, report: Req
 
         def fetch(shard: ShardInfo) -> Path:
             _check_grants(gateway, request)
+            path.unlink(missing_ok=True)  # it was read: two files lie here at most, for which space is taken
             gateway.private.get_file(result_key(report, shard), path, shard.sha256, shard.bytes)
             return path
 
@@ -168,6 +169,8 @@ def _zipped(gateway: Gateway, request: Request, index: RequestIndex, report: Req
         for name, content in result_files(index, report, fetch):
             archive.add(content if isinstance(content, bytes) else _blocks(content), name)
             yield from archive.all_files()
+            if isinstance(content, Path):
+                content.unlink()
         yield from archive.finalize()
 
 

@@ -1,5 +1,7 @@
 import io
 import tarfile
+import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 from storage.errors import CorruptShard, UsageError
 from storage.files import sha256_file
 from storage.png import encode_png
-from storage.shards import Sample, describe_shard, read_shard, write_shard
+from storage.shards import Sample, ShardFile, describe_shard, read_shard, write_shard
 
 keys = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_-]{0,94}", fullmatch=True)
 samples = st.lists(
@@ -18,6 +20,18 @@ samples = st.lists(
     max_size=6,
     unique_by=lambda sample: sample.key,
 )
+
+
+def read_singly(path: Path) -> list[Sample]:
+    """As `read_shard`, and twice."""
+    with ShardFile(path) as shard:
+        samples = list(shard)
+        assert list(shard) == samples and len(shard) == len(samples)
+    return samples
+
+
+READERS = pytest.mark.parametrize("read", [read_shard, read_singly])
+Reader = Callable[[Path], list[Sample]]
 
 
 def images(count: int) -> list[Sample]:
@@ -32,7 +46,7 @@ def images(count: int) -> list[Sample]:
 def test_round_trip(tmp_path_factory: pytest.TempPathFactory, content: list[Sample]) -> None:
     path = tmp_path_factory.mktemp("shard") / "train-000000.tar"
     info = write_shard(path, iter(content))
-    assert read_shard(path) == content
+    assert read_shard(path) == read_singly(path) == content
     assert info == describe_shard(path)
     assert (info.name, info.samples, info.sha256) == (path.name, len(content), sha256_file(path))
     assert info.bytes == path.stat().st_size
@@ -72,8 +86,9 @@ def test_a_key_twice_or_a_negative_label(tmp_path: Path) -> None:
         write_shard(tmp_path / "s.tar", [Sample("a", b"", -1)])
 
 
+@READERS
 @given(cut=st.integers(0, 10239))
-def test_every_truncation_is_noticed(tmp_path_factory: pytest.TempPathFactory, cut: int) -> None:
+def test_every_truncation_is_noticed(tmp_path_factory: pytest.TempPathFactory, read: Reader, cut: int) -> None:
     folder = tmp_path_factory.mktemp("cut")
     write_shard(folder / "s.tar", [Sample("a", b"x" * 700, 1), Sample("b", b"y" * 700, 2)])
     data = (folder / "s.tar").read_bytes()
@@ -82,19 +97,20 @@ def test_every_truncation_is_noticed(tmp_path_factory: pytest.TempPathFactory, c
     (folder / "s.tar").write_bytes(data[:cut])
     if cut < content + 1024:
         with pytest.raises(CorruptShard, match=r"s\.tar"):
-            read_shard(folder / "s.tar")
+            read(folder / "s.tar")
     else:
-        assert len(read_shard(folder / "s.tar")) == 2
+        assert len(read(folder / "s.tar")) == 2
 
 
+@READERS
 @pytest.mark.parametrize("member", range(4))
-def test_a_damaged_header_is_noticed(tmp_path: Path, member: int) -> None:
+def test_a_damaged_header_is_noticed(tmp_path: Path, read: Reader, member: int) -> None:
     write_shard(tmp_path / "s.tar", [Sample("a", b"x", 1), Sample("b", b"y", 2)])
     data = bytearray((tmp_path / "s.tar").read_bytes())
     data[member * 1024 + 5] ^= 1
     (tmp_path / "s.tar").write_bytes(data)
     with pytest.raises(CorruptShard):
-        read_shard(tmp_path / "s.tar")
+        read(tmp_path / "s.tar")
 
 
 def tar_of(path: Path, *members: tuple[str, bytes, bytes]) -> Path:
@@ -109,6 +125,7 @@ def tar_of(path: Path, *members: tuple[str, bytes, bytes]) -> Path:
 REG = tarfile.REGTYPE
 
 
+@READERS
 @pytest.mark.parametrize(
     ("members", "reason"),
     [
@@ -123,34 +140,37 @@ REG = tarfile.REGTYPE
         ([("a", tarfile.DIRTYPE, b"")], "no plain file"),
     ],
 )
-def test_what_is_no_shard(tmp_path: Path, members: list[tuple[str, bytes, bytes]], reason: str) -> None:
+def test_what_is_no_shard(tmp_path: Path, read: Reader, members: list[tuple[str, bytes, bytes]], reason: str) -> None:
     with pytest.raises(CorruptShard, match=reason):
-        read_shard(tar_of(tmp_path / "s.tar", *members))
+        read(tar_of(tmp_path / "s.tar", *members))
 
 
-def test_missing_and_not_a_tar(tmp_path: Path) -> None:
+@READERS
+def test_missing_and_not_a_tar(tmp_path: Path, read: Reader) -> None:
     with pytest.raises(CorruptShard, match="does not exist"):
-        read_shard(tmp_path / "s.tar")
+        read(tmp_path / "s.tar")
     (tmp_path / "s.tar").write_bytes(b"\x1f\x8b" + bytes(2000))
     with pytest.raises(CorruptShard, match="no readable tar"):
-        read_shard(tmp_path / "s.tar")
+        read(tmp_path / "s.tar")
 
 
-def test_a_size_beyond_all_files(tmp_path: Path) -> None:
+@READERS
+def test_a_size_beyond_all_files(tmp_path: Path, read: Reader) -> None:
     """GNU's binary sizes have up to 88 bits; found by fuzzing."""
     info = tarfile.TarInfo("a.png")
     info.size = 2**80
     (tmp_path / "s.tar").write_bytes(info.tobuf(tarfile.GNU_FORMAT) + bytes(1024))
     with pytest.raises(CorruptShard):
-        read_shard(tmp_path / "s.tar")
+        read(tmp_path / "s.tar")
 
 
-def test_headers_about_headers(tmp_path: Path) -> None:
+@READERS
+def test_headers_about_headers(tmp_path: Path, read: Reader) -> None:
     info = tarfile.TarInfo("././@LongLink")
     info.type = tarfile.GNUTYPE_LONGNAME
     (tmp_path / "s.tar").write_bytes(info.tobuf(tarfile.GNU_FORMAT) * 2000 + bytes(1024))
     with pytest.raises(CorruptShard, match="no readable tar"):
-        read_shard(tmp_path / "s.tar")
+        read(tmp_path / "s.tar")
 
 
 def sparse() -> bytearray:
@@ -163,23 +183,52 @@ def sparse() -> bytearray:
     return header
 
 
-def test_a_header_that_goes_on_beyond_the_end(tmp_path: Path) -> None:
+@READERS
+def test_a_header_that_goes_on_beyond_the_end(tmp_path: Path, read: Reader) -> None:
     (tmp_path / "s.tar").write_bytes(sparse())
     with pytest.raises(CorruptShard, match="no readable tar"):
-        read_shard(tmp_path / "s.tar")
+        read(tmp_path / "s.tar")
 
 
-def test_a_size_below_zero(tmp_path: Path) -> None:
+@READERS
+def test_a_size_below_zero(tmp_path: Path, read: Reader) -> None:
     info = tarfile.TarInfo("a.png")
     info.size = -1
     (tmp_path / "s.tar").write_bytes(info.tobuf(tarfile.GNU_FORMAT) + bytes(1024))
     with pytest.raises(CorruptShard, match="lead backwards"):
-        read_shard(tmp_path / "s.tar")
+        read(tmp_path / "s.tar")
 
 
-def test_a_trailing_newline_after_a_label_is_fine(tmp_path: Path) -> None:
+@READERS
+def test_a_trailing_newline_after_a_label_is_fine(tmp_path: Path, read: Reader) -> None:
     path = tar_of(tmp_path / "s.tar", ("a.png", REG, b"p"), ("a.cls", REG, b"12\n"))
-    assert read_shard(path) == [Sample("a", b"p", 12)]
+    assert read(path) == [Sample("a", b"p", 12)]
+
+
+def test_one_image_is_held_at_a_time_though_all_are_checked_first(tmp_path: Path) -> None:
+    content = [Sample(f"{i:03d}", bytes([i]) * (1 << 20), i) for i in range(32)]
+    path = tmp_path / "s.tar"
+    write_shard(path, content)
+    tracemalloc.start()
+    try:
+        with ShardFile(path) as shard:
+            same = all(sample == expected for sample, expected in zip(shard, content, strict=True))
+        assert same and tracemalloc.get_traced_memory()[1] < 4 << 20
+    finally:
+        tracemalloc.stop()
+    with path.open("r+b") as file:
+        file.seek(-1, io.SEEK_END)
+        file.write(b"x")
+    with pytest.raises(CorruptShard, match="damaged"):
+        ShardFile(path)
+
+
+def test_a_file_that_is_cut_off_while_it_is_read(tmp_path: Path) -> None:
+    write_shard(tmp_path / "s.tar", images(4))
+    with ShardFile(tmp_path / "s.tar") as shard:
+        (tmp_path / "s.tar").write_bytes(b"")
+        with pytest.raises(CorruptShard, match="cut off"):
+            list(shard)
 
 
 def test_webdataset_reads_it(small_variant: Path) -> None:

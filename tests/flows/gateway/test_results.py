@@ -5,9 +5,12 @@ import io
 import json
 import socket
 import tarfile
+import tracemalloc
 import zipfile
 from contextlib import ExitStack
 from datetime import timedelta
+from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -127,6 +130,48 @@ def test_a_result_that_is_gone_is_a_fault_and_no_empty_download(site: Site, done
         answer = site.call("GET", f"restorations/{done}/{what}")
         assert (answer.status_code, answer.json()["error"]) == (503, "ServiceError")
     assert site.left_behind() == []
+
+
+def test_an_archive_takes_two_files_on_disk_at_most_and_no_more_space_than_it_reserved(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request_id = site.call("POST", "restorations", json={"dataset": "tiny"}).json()["id"]
+    site.serve(request_id)
+    shards = site.call("GET", f"restorations/{request_id}/results").json()["items"]
+    assert len(shards) == 3
+    lying: list[int] = []
+    get_file = site.private.get_file
+
+    def seen_before(key: str, path: Path, *more: Any) -> None:
+        lying.append(sum(file.stat().st_size for file in path.parent.iterdir()))
+        get_file(key, path, *more)
+
+    monkeypatch.setattr(site.private, "get_file", seen_before)
+    answer = site.call("GET", f"restorations/{request_id}/archive")
+    assert answer.status_code == 200
+    with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
+        assert archive.testzip() is None
+        assert sum(name.endswith(".tar") for name in archive.namelist()) == 3
+    assert lying == [0, 0, 0], "what was handed out is gone before the next is fetched"
+
+
+def test_an_archive_holds_one_image_at_a_time_in_memory(site: Site) -> None:
+    files = {f"{i}.png": png(i, 1024) for i in range(8)}
+    data = zipped(files)
+    address = site.call("POST", "uploads", json={"bytes": len(data)}).json()
+    httpx.put(address["url"], content=data).raise_for_status()
+    request_id = site.call("POST", "restorations", json={"upload": address["id"]}).json()["id"]
+    site.serve(request_id)
+    where = f"{site.address}/api/v1/restorations/{request_id}/archive"
+    tracemalloc.start()
+    try:
+        with site.client.stream("GET", where, headers=site.headers("user")) as answer:
+            size = sum(len(piece) for piece in answer.iter_raw())
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert size > len(data) > 24_000_000
+    assert peak < len(data) / 1.5
 
 
 # --- in parts --------------------------------------------------------------------------------------------------------
