@@ -1,5 +1,6 @@
 """What one gateway process holds open, from its start to its end."""
 
+import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, cast
 
@@ -17,6 +18,16 @@ if TYPE_CHECKING:
 
 
 @dataclass
+class Readiness:
+    """What was found when the services were last looked at (`health.py`). Moments are those of time.monotonic."""
+
+    looking: threading.Lock = field(default_factory=threading.Lock)  # held by the one call that looks
+    began: float | None = None  # when that one began
+    looked: float | None = None  # when the last one ended; None: nobody looked yet
+    away: str | None = None  # what did not answer it
+
+
+@dataclass
 class Gateway:
     """Everything that calls share. All of it is safe to use from several threads."""
 
@@ -28,7 +39,7 @@ class Gateway:
     limiter: Limiter
     uploads: Workspace
     background: "Background | None" = None
-    checked: float = field(default=float("-inf"))  # when the services were last found well
+    readiness: Readiness = field(default_factory=Readiness)
 
     def wake(self) -> None:
         """A request was recorded: have it started at once."""

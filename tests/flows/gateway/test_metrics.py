@@ -1,7 +1,9 @@
 """Metrics, as Prometheus reads them: who may, what is counted, and that no label grows with what users send."""
 
+import socket
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -12,12 +14,14 @@ from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import event
 
 from flows.console import version
+from flows.gateway import health
 from flows.gateway.metrics import metrics_of
 from storage.database import utc_now
 from storage.objects import ObjectStore
 from storage.registry_models import STATES, Request
 from storage.settings import Settings
 from tests.flows.gateway.conftest import API, STRANGERS, Site, peopled, png, running, zipped
+from tests.flows.waiting import wait_for
 
 
 @pytest.fixture(scope="module")
@@ -195,7 +199,7 @@ def test_each_application_counts_for_itself(site: Site, make_settings: Callable[
 def test_not_ready_says_what_is_away_but_not_where_it_is(make_settings: Callable[..., Settings]) -> None:
     with running(make_settings()) as site:
         assert site.call("GET", "/readyz", "none").json() == {"status": "ok"}
-        site.gateway.checked = float("-inf")
+        site.gateway.readiness.looked = None
         store = site.gateway.private
         site.gateway.private = ObjectStore("http://127.0.0.1:9", "us-east-1", "key", "secret", "b", attempts=1)
         answer = site.call("GET", "/readyz", "none")
@@ -203,6 +207,47 @@ def test_not_ready_says_what_is_away_but_not_where_it_is(make_settings: Callable
         assert "127.0.0.1" not in answer.text
         assert site.call("GET", "/healthz", "none").status_code == 200
         site.gateway.private = store
+
+
+def test_while_a_service_hangs_one_call_looks_and_the_others_are_told_what_was_found_last(
+    make_settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with (
+        running(make_settings()) as site,
+        socket.create_server(("127.0.0.1", 0)) as silent,
+        ThreadPoolExecutor(1) as pool,
+    ):
+
+        def ask() -> tuple[int, str]:
+            answer = httpx.get(f"{site.address}/readyz", timeout=60)
+            return answer.status_code, answer.json().get("what", "")
+
+        assert ask() == (200, "")
+        endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"  # it takes connections and never answers
+        monkeypatch.setattr(
+            site.gateway, "private", ObjectStore(endpoint, "us-east-1", "k", "s", "b", attempts=1, read_timeout=10)
+        )
+        monkeypatch.setattr(health, "FRESH_SECONDS", 0.0)
+        first = pool.submit(ask)
+        wait_for(site.gateway.readiness.looking.locked, bool)
+        monkeypatch.setattr(health, "PATIENCE_SECONDS", 60.0)
+        assert [ask() for _ in range(20)] == 20 * [(200, "")]
+        monkeypatch.setattr(health, "PATIENCE_SECONDS", 0.0)
+        assert ask() == (503, "A service does not answer.")
+        assert not first.done()
+        monkeypatch.setattr(health, "FRESH_SECONDS", 60.0)
+        assert first.result() == (503, "The object store does not answer.")
+        began = time.monotonic()
+        assert ask() == (503, "The object store does not answer.")
+        assert time.monotonic() - began < 9, "what went wrong is remembered as well"
+
+
+def test_the_first_look_is_not_waited_for(make_settings: Callable[..., Settings]) -> None:
+    with running(make_settings()) as site:
+        with site.gateway.readiness.looking:
+            answer = site.call("GET", "/readyz", "none")
+            assert (answer.status_code, answer.json()["error"]) == (503, "ServiceError")
+        assert site.call("GET", "/readyz", "none").status_code == 200
 
 
 def test_a_call_that_needs_what_is_away_is_not_told_where_it_is(make_settings: Callable[..., Settings]) -> None:
