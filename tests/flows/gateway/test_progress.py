@@ -1,17 +1,21 @@
 """Following a restoration by server-sent events, and cancelling it."""
 
 import json
+import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
 import httpx
 import pytest
+from sqlalchemy import text
 
 from flows.gateway import events
 from storage.errors import RequestCancelled, WorkspaceBusy
-from tests.flows.gateway.conftest import API, Site, png
+from storage.settings import Settings
+from tests.flows.gateway.conftest import API, Site, people, png, running
+from tests.flows.waiting import wait_for
 
 
 @pytest.fixture
@@ -20,7 +24,9 @@ def pending(site: Site) -> str:
 
 
 @contextmanager
-def listening(site: Site, request_id: str, caller: str = "user") -> Iterator[Iterator[tuple[str, dict[str, object]]]]:
+def listening(
+    site: Site, request_id: str, caller: str = "user", cookies: httpx.Cookies | None = None
+) -> Iterator[Iterator[tuple[str, dict[str, object]]]]:
     """Events as they come: name and data."""
 
     def read(answer: httpx.Response) -> Iterator[tuple[str, dict[str, object]]]:
@@ -32,7 +38,7 @@ def listening(site: Site, request_id: str, caller: str = "user") -> Iterator[Ite
                 yield name, json.loads(line.removeprefix("data: "))
 
     with (
-        httpx.Client(timeout=120) as client,
+        httpx.Client(timeout=120, cookies=cookies) as client,
         client.stream(
             "GET", f"{site.address}{API}/restorations/{request_id}/events", headers=site.headers(caller)
         ) as answer,
@@ -109,6 +115,80 @@ def test_a_revoked_token_ends_the_stream_though_there_is_progress(
             if name == "error":
                 break
         assert (name, data) == ("error", {"error": "BadToken"})
+
+
+@pytest.fixture
+def strict(make_settings: Callable[..., Settings]) -> Iterator[Site]:
+    """A gateway that takes ten calls a minute of each user."""
+    with running(make_settings(gateway_rate="10/minute")) as site:
+        people(site)
+        yield site
+
+
+def log_in(site: Site) -> None:
+    """The client gets the cookie of a session of the pages."""
+    csrf = re.search(r'name="csrf"[^>]*value="([^"]+)"', site.client.get(f"{site.address}/").text)
+    assert csrf is not None
+    answer = site.client.post(f"{site.address}/login", data={"token": site.tokens["user"], "csrf": csrf[1]})
+    assert answer.status_code == 303
+
+
+def checked(site: Site, found: list[bool], times: int) -> None:
+    """Wait until a listener was checked more often than that, or listens no longer."""
+    listeners = site.app.state.progress.listeners
+    wait_for(lambda: (len(found), listeners.total()), lambda seen: seen[0] > times or not seen[1])
+
+
+def checks(monkeypatch: pytest.MonkeyPatch, seconds: float) -> list[bool]:
+    """Check listeners so often; what was found, as it is found."""
+    found: list[bool] = []
+    still_good = events._still_good
+    monkeypatch.setattr(events, "CHECK_SECONDS", seconds)
+    monkeypatch.setattr(events, "_still_good", lambda *given: found.append(still_good(*given)) or found[-1])
+    return found
+
+
+def test_a_page_that_listens_is_looked_at_again_and_again_without_a_call_of_its_users_being_counted(
+    strict: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request_id = str(strict.upload(png(2), "image/png").json()["id"])
+    log_in(strict)
+    found = checks(monkeypatch, 0.05)
+    with listening(strict, request_id, "none", strict.client.cookies) as told:
+        assert next(told)[1]["state"] == "pending"
+        checked(strict, found, 20)
+        strict.registry.cancel_request(request_id)
+        assert next(told)[1]["state"] == "cancelled"
+    assert all(found)
+    assert strict.call("GET", "me").status_code == 200
+
+
+def test_a_session_that_ended_ends_the_stream(strict: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    request_id = str(strict.upload(png(2), "image/png").json()["id"])
+    log_in(strict)
+    checks(monkeypatch, 0.2)
+    with listening(strict, request_id, "none", strict.client.cookies) as told:
+        next(told)
+        strict.registry.set_disabled(strict.names["user"], True)
+        assert next(told) == ("error", {"error": "BadToken"})
+
+
+@pytest.mark.parametrize("how", ["token", "session"])
+def test_a_stream_outlasts_a_registry_that_is_away(strict: Site, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    request_id = str(strict.upload(png(2), "image/png").json()["id"])
+    log_in(strict)
+    with listening(
+        strict, request_id, *(("user", None) if how == "token" else ("none", strict.client.cookies))
+    ) as told:
+        next(told)
+        with strict.registry.write() as session:
+            session.execute(text("ALTER TABLE tokens RENAME TO away"))
+        found = checks(monkeypatch, 0.1)
+        checked(strict, found, 2)
+        with strict.registry.write() as session:
+            session.execute(text("ALTER TABLE away RENAME TO tokens"))
+        strict.registry.cancel_request(request_id)
+        assert next(told)[1]["state"] == "cancelled"
 
 
 def test_cancelling(site: Site, pending: str) -> None:
