@@ -8,6 +8,7 @@
 * The input of a request that is done or cancelled: DMCP_UPLOADS_DAYS after its end.
 * All of a request that ended, report and results too: DMCP_RESULTS_DAYS after its end.
 * Files of no request and no upload (a gateway was killed): when they are older than DMCP_UPLOADS_DAYS.
+* Parts of a file whose upload was cut off: when it was begun before that, and no worker has its request now.
 * HOME/work/restore/REQUEST: when the request is done, cancelled or removed.
 
 0 days keeps it for ever. What is pending or running is never touched: the registry says that a request is over and
@@ -43,6 +44,7 @@ class Swept:
     inputs: int = 0
     requests: int = 0
     strays: int = 0
+    unfinished: int = 0
     folders: int = 0
 
     @property
@@ -79,6 +81,8 @@ def sweep(settings: Settings, registry: Registry, store: ObjectStore, now: datet
         done.strays = _strays(registry, store, unused)
     done.folders = sweep_work(registry, settings, moment)
     registry.clear_submissions()
+    if unused is not None:  # last: it takes a right in the bucket that nothing else here does
+        done.unfinished = _unfinished(registry, store, unused)
     return done
 
 
@@ -156,9 +160,27 @@ def _strays(registry: Registry, store: ObjectStore, before: datetime) -> int:
     return removed
 
 
+def _unfinished(registry: Registry, store: ObjectStore, before: datetime) -> int:
+    """Remove what arrived of files whose upload was cut off; how many there were.
+
+    What is pending or running is left alone: a worker may be sending a large result for longer than uploads are kept.
+    """
+    removed = 0
+    for root in ("requests", UPLOADS_ROOT):
+        for upload in list(store.unfinished(f"{root}/")):
+            waits = root == "requests" and _state(registry, upload.key.split("/")[1]) in ("pending", "running")
+            if upload.begun < before and not waits:
+                store.give_up(upload)
+                removed += 1
+    return removed
+
+
 def _is_known(registry: Registry, request_id: str) -> bool:
+    return _state(registry, request_id) is not None
+
+
+def _state(registry: Registry, request_id: str) -> str | None:
     try:
-        registry.get_request(request_id)
+        return str(registry.get_request(request_id).state)
     except NotFound:
-        return False
-    return True
+        return None

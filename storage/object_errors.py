@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from botocore.exceptions import ClientError
 
 MISSING = frozenset(("404", "NoSuchKey", "NoSuchBucket", "NotFound"))
+NOT_OFFERED = frozenset(("NotImplemented", "MethodNotAllowed", "501", "405"))
 _CONFLICT = frozenset(("412", "PreconditionFailed", "ConditionalRequestConflict"))
 _REFUSED = frozenset(("401", "403", "AuthorizationHeaderMalformed", "UnsupportedAlgorithm"))  # where not status 403
 _LARGEST_SKEW = timedelta(minutes=10)

@@ -40,6 +40,15 @@ class ObjectInfo:
     modified: datetime
 
 
+@dataclass(frozen=True)
+class Unfinished:
+    """An upload in parts that was begun and neither ended nor given up: key below the prefix, its id, when (UTC)."""
+
+    key: str
+    upload_id: str
+    begun: datetime
+
+
 class ObjectStore:
     """One bucket and prefix at one S3-compatible endpoint.
 
@@ -266,6 +275,39 @@ class ObjectStore:
         """Remove an object; nothing happens when there is none."""
         with self._errors("delete", key):
             self._client.delete_object(**self._at(key))
+
+    def unfinished(self, prefix: str = "") -> Iterator[Unfinished]:
+        """Uploads in parts under way, or cut off, whose keys begin with `prefix`. `list` does not show them.
+
+        None on a server that can not tell, as S3-compatible ones may.
+
+        Raises:
+            NotFound: no such bucket.
+        """
+        with self._errors("list uploads to", prefix):
+            pages = self._client.get_paginator("list_multipart_uploads").paginate(
+                Bucket=self.bucket, Prefix=self.prefix + prefix
+            )
+            try:
+                for page in pages:
+                    for entry in page.get("Uploads", ()):
+                        key = entry["Key"].removeprefix(self.prefix)
+                        yield Unfinished(key, entry["UploadId"], entry["Initiated"].astimezone(UTC))
+            except self._client.exceptions.ClientError as error:
+                # The embedded server says so of a bucket in which no upload was begun since it was started.
+                if object_errors.code(error) not in (*object_errors.NOT_OFFERED, "NoSuchUpload"):
+                    raise
+
+    def give_up(self, upload: Unfinished) -> None:
+        """Remove the parts of an upload that was cut off; nothing happens when it ended meanwhile."""
+        with self._errors("give up the upload to", upload.key):
+            try:
+                self._client.abort_multipart_upload(
+                    Bucket=self.bucket, Key=self.prefix + upload.key, UploadId=upload.upload_id
+                )
+            except self._client.exceptions.ClientError as error:
+                if object_errors.code(error) != "NoSuchUpload":
+                    raise
 
     def presigned_get(self, key: str, seconds: int = 3600) -> str:
         """An address from which anyone may download the object for so many seconds. Treat it as a secret."""

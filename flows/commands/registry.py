@@ -89,6 +89,7 @@ def sweep() -> None:
         ("inputs of requests that are over", done.inputs),
         ("requests with their results", done.requests),
         ("files that belonged to nothing", done.strays),
+        ("uploads that were cut off", done.unfinished),
         ("work folders", done.folders),
     ]
     what = "Removed what was over." if done.anything else "Nothing was over."

@@ -164,6 +164,31 @@ def test_uploads_and_files_of_nothing(shelf: Shelf) -> None:
     assert shelf.book.list_uploads() == []
 
 
+def test_what_arrived_of_an_upload_that_was_cut_off(shelf: Shelf) -> None:
+    """A file above 64 MiB goes up in parts; listings do not show them."""
+    nobodys = new_request_id()
+    places = {state: attempt_key(request_id, "result-000001.tar", 1) for state, request_id in shelf.ids.items()}
+    places |= {"nobody": request_key(nobodys, "input-000000.tar"), "audit": "audit/checkpoints/1.json"}
+    for key in places.values():
+        at = {"Bucket": shelf.store.bucket, "Key": key}
+        identity = shelf.store._client.create_multipart_upload(**at)["UploadId"]
+        shelf.store._client.upload_part(**at, PartNumber=1, UploadId=identity, Body=bytes(5 << 20))
+
+    def left() -> set[str]:
+        found = {upload.key for upload in shelf.store.unfinished()}
+        return {name for name, key in places.items() if key in found}
+
+    assert shelf.sweep(1).unfinished == 0
+    assert shelf.sweep(1000, uploads_days=0).unfinished == 0
+    assert left() == set(places)
+    swept = shelf.sweep(3)
+    assert (swept.unfinished, swept.strays) == (4, 0)
+    assert left() == {"pending", "running", "audit"}
+    shelf.book.cancel_request(shelf.ids["running"])
+    assert shelf.sweep(3).unfinished == 1
+    assert left() == {"pending", "audit"}
+
+
 def _over(book: Registry, upload_id: str) -> None:
     with book.write() as session:
         session.get_one(Upload, upload_id).expires = utc_now() - timedelta(seconds=1)

@@ -8,6 +8,7 @@ import time
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,48 @@ def test_a_large_file_goes_in_parts(store: ObjectStore, tmp_path: Path) -> None:
     assert store.holds("f", digest)
     store.get_file("f", tmp_path / "t", digest.sha256, digest.size)
     assert digest_file(tmp_path / "t") == digest
+
+
+def begun(store: ObjectStore, key: str) -> str:
+    """An upload in parts of which one part arrived, and then no more; its id."""
+    at = {"Bucket": store.bucket, "Key": store.prefix + key}
+    identity = store._client.create_multipart_upload(**at)["UploadId"]
+    store._client.upload_part(**at, PartNumber=1, UploadId=identity, Body=bytes(5 << 20))
+    return str(identity)
+
+
+def test_uploads_that_were_cut_off_are_found_and_given_up(object_server: ServerAddress, store: ObjectStore) -> None:
+    below = object_server.store(store.bucket, "team/one/")
+    assert list(below.unfinished()) == []
+    began = datetime.now(UTC)
+    wanted = {(key, begun(below, key)) for key in ("requests/a/1.tar", "requests/a/2.tar", "requests/b/1.tar")}
+    begun(below, "other/1.tar")
+    begun(store, "requests/a/1.tar")
+    assert list(store.list()) == [], "which is why they would never be removed"
+    found = list(below.unfinished("requests/"))
+    assert {(upload.key, upload.upload_id) for upload in found} == wanted
+    assert all(abs(upload.begun - began) < timedelta(minutes=10) for upload in found)
+    for upload in found:
+        below.give_up(upload)
+        below.give_up(upload)  # another one did it before
+    assert list(below.unfinished("requests/")) == []
+    assert [upload.key for upload in below.unfinished()] == ["other/1.tar"]
+    assert len(list(store.unfinished())) == 2
+    for upload in store.unfinished():
+        store.give_up(upload)
+
+
+def test_a_server_that_can_not_list_uploads_has_none(store: ObjectStore) -> None:
+    """Stands before the real one and refuses as they do."""
+
+    def refuse(params: Any, **_: Any) -> tuple[Any, dict[str, Any]]:
+        return type("Answer", (), {"status_code": 501, "headers": {}})(), {
+            "Error": {"Code": "NotImplemented", "Message": "A header implies functionality that is not implemented"},
+            "ResponseMetadata": {"HTTPStatusCode": 501},
+        }
+
+    store._client.meta.events.register("before-call.s3.ListMultipartUploads", refuse)
+    assert list(store.unfinished()) == []
 
 
 def test_etag_of_parts_is_composed_as_aws_does(tmp_path: Path) -> None:
