@@ -4,8 +4,9 @@ One more, because tests that drive servers and other processes wait much of thei
 more threads than cores wait for each other, and on processors with AMX they spin meanwhile.
 
 The exit code is pytest's, with one exception: where nothing failed but tests of the folders DRIVING, which drive real
-servers, processes and a browser, the files that hold those (few, or it is no accident) run once more, alone and with
-everything started anew, and that run decides. Both are shown whole, and the last line says that there was a second one.
+servers, processes and a browser, the files that hold those (few, or it is no accident) run once more, each alone and
+with everything started anew, with the same options, and those runs decide. All are shown whole, and the last line names
+the files that failed first and passed alone.
 """
 
 import os
@@ -25,6 +26,10 @@ class Failures:
 
     def __init__(self) -> None:
         self.files: set[str] = set()
+        self.named: list[str] = []  # files and folders among the arguments
+
+    def pytest_configure(self, config: pytest.Config) -> None:
+        self.named = list(config.option.file_or_dir or ())
 
     def note(self, report: pytest.TestReport | pytest.CollectReport) -> None:
         if report.failed:
@@ -39,13 +44,30 @@ def main(arguments: list[str]) -> int:
     failures = Failures()
     code = int(pytest.main(["--numprocesses", PROCESSES, "--maxprocesses", PROCESSES, *arguments], plugins=[failures]))
     again = sorted(failures.files)
-    accident = len(again) <= FEW and all(file.startswith(DRIVING) for file in again)
+    accident = 0 < len(again) <= FEW and all(file.startswith(DRIVING) for file in again)
     if code != pytest.ExitCode.TESTS_FAILED or not accident:
         return code
-    print(f"\nNothing else failed: once more, alone and started anew: {' '.join(again)}\n", flush=True)
-    second = subprocess.run([sys.executable, "-m", "pytest", *again], check=False).returncode
-    print(f"\nFailed at first, {'and again' if second else 'passed the second time'}: {' '.join(again)}", flush=True)
-    return second
+    options = without(arguments, failures.named)
+    print(f"\nNothing else failed: once more, each alone and started anew: {' '.join(again)}\n", flush=True)
+    codes = {
+        file: subprocess.run([sys.executable, "-m", "pytest", *options, file], check=False).returncode for file in again
+    }
+    for what, files in (
+        ("failed again alone", [file for file in again if codes[file]]),
+        ("failed first and passed alone", [file for file in again if not codes[file]]),
+    ):
+        if files:
+            print(f"\n{len(files)} of {len(again)} files {what}: {' '.join(files)}", flush=True)
+    return max(codes.values(), key=abs)
+
+
+def without(arguments: list[str], named: list[str]) -> list[str]:
+    """The arguments but for the files and folders that pytest found among them: options with their values."""
+    rest = arguments[::-1]
+    for name in named:  # the last of a kind: a value of an option, such as -k, may read the same
+        if name in rest:
+            rest.remove(name)
+    return rest[::-1]
 
 
 if __name__ == "__main__":
