@@ -33,6 +33,7 @@ PROJECT = Path(__file__).resolve().parent.parent
 COMPOSE = (PROJECT / "compose.yaml").read_text()
 MANUAL = (PROJECT / "docs" / "service.md").read_text()
 PLAN: dict[str, Any] = yaml.safe_load(COMPOSE)
+OUTSIDE: dict[str, Any] = yaml.safe_load((PROJECT / "compose.outside.yaml").read_text())
 SERVICES: dict[str, dict[str, Any]] = PLAN["services"]
 OURS = {name: service for name, service in SERVICES.items() if str(service["image"]).startswith("dmcp:")}
 BIN = Path(sys.executable).parent
@@ -97,9 +98,86 @@ def test_no_secret_stands_in_the_file_and_each_variable_has_a_default_and_is_in_
             if re.search("PASSWORD|SECRET|KEY|TOKEN", name) and not name.startswith("DMCP_S3"):
                 assert str(value).startswith("/run/secrets"), name
     variables = set(re.findall(r"(?<!\$)\$\{([A-Z0-9_]+)", COMPOSE))
-    assert variables == set(re.findall(r"(?<!\$)\$\{([A-Z0-9_]+):-[^}]+\}", COMPOSE))
-    for variable in variables:
-        assert f"`{variable}`" in section("With compose"), variable
+    assert variables == set(re.findall(r"(?<!\$)\$\{([A-Z0-9_]+):-[^}]*\}", COMPOSE))
+    assert variables == tabled()
+
+
+def tabled() -> set[str]:
+    """The variables that the manual's table for compose names."""
+    rows = re.findall(r"^\| (`DMCP_[^|]*) \|", section("With compose"), re.MULTILINE)
+    return {variable for row in rows for variable in re.findall(r"`(\w+)`", row)}
+
+
+OF_COMPOSE = {"DMCP_PORT", "DMCP_UID", "DMCP_SECRETS", "DMCP_IMAGE_TAG", "DMCP_EDGE_SUBNET"}
+"""They decide about containers and networks, and are no settings of ours."""
+
+SHARED = ("gateway", "worker", "tools")
+READERS = {
+    "S3_ENDPOINT": SHARED,
+    "S3_REGION": SHARED,
+    "S3_PUBLIC_BUCKET": SHARED,
+    "S3_PRIVATE_BUCKET": SHARED,
+    "S3_PREFIX": SHARED,
+    "UPLOADS_DAYS": SHARED,  # `dmcp registry sweep` as well
+    "RESULTS_DAYS": SHARED,
+    "STALLED_MINUTES": SHARED,  # `dmcp restore` as well
+    "VAULT_KEK": ("worker", "tools"),
+    "WORKERS": ("worker", "tools"),
+    "UPLOAD_LIMIT": ("gateway",),
+    "UPLOAD_LIMIT_PRESIGNED": ("gateway",),
+    "GATEWAY_SPACE": ("gateway",),
+    "GATEWAY_USER_SPACE": ("gateway",),
+    "GATEWAY_RATE": ("gateway",),
+    "GATEWAY_LOGIN_RATE": ("gateway",),
+    "PRESIGNED_SECONDS": ("gateway",),
+    "AUDIT_EVERY_ENTRIES": ("gateway",),
+    "AUDIT_EVERY_SECONDS": ("gateway",),
+}
+"""Which services use what the table names."""
+
+
+def interpolated(value: str, variables: dict[str, str]) -> str:
+    """What compose makes of a value: a variable that is unset or empty is replaced by its default."""
+    return re.sub(r"\$\{(\w+):-([^}]*)\}", lambda found: variables.get(found[1]) or found[2], value)
+
+
+def read_by(service: str, variables: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """The settings of a service, with these variables in `.env`."""
+    with monkeypatch.context() as patch:
+        for name, value in SERVICES[service]["environment"].items():
+            patch.setenv(name, interpolated(str(value), variables))
+        return Settings(_env_file=None)
+
+
+def test_every_setting_of_the_table_reaches_who_uses_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert {f"DMCP_{name}" for name in READERS} == tabled() - OF_COMPOSE
+    defaults = {service: read_by(service, {}, monkeypatch) for service in SHARED}
+    for name, services in READERS.items():
+        other = "7" if Settings.model_fields[name.lower()].annotation in (int, float) else "http://other:7"
+        for service in SHARED:
+            changed = getattr(read_by(service, {f"DMCP_{name}": other}, monkeypatch), name.lower())
+            before = getattr(defaults[service], name.lower())
+            assert (changed != before) == (service in services), (name, service)
+            if service in services:
+                assert str(changed).removesuffix(".0") == other
+    for service, found in defaults.items():
+        for name in READERS:
+            if name not in ("S3_ENDPOINT", "WORKERS"):
+                assert getattr(found, name.lower()) == Settings.model_fields[name.lower()].default, (name, service)
+
+
+def test_a_network_leads_out_for_those_who_need_one_and_nothing_comes_in() -> None:
+    assert OUTSIDE["services"].keys() == {name for name in SERVICES if "vault_key" in SERVICES[name].get("secrets", [])}
+    assert OUTSIDE["networks"] == {"outside": {}}
+    for name, service in OUTSIDE["services"].items():
+        assert service.keys() == {"networks", "environment"}
+        assert service["networks"] == [*SERVICES[name]["networks"], "outside"]
+        assert not service["environment"].keys() & SERVICES[name]["environment"].keys()
+        home = next(volume.split(":")[1] for volume in SERVICES[name]["volumes"] if "worker-home" in volume)
+        assert service["environment"] == {"AWS_SHARED_CREDENTIALS_FILE": f"{home}/aws-credentials"}
+        assert f"token-file={home}/vault-token" in section("With compose")
+    (named,) = re.findall(r"^COMPOSE_FILE=(.*)$", section("With compose"), re.MULTILINE)
+    assert named.split(":") == ["compose.yaml", "compose.outside.yaml"]
 
 
 def test_settings_are_settings() -> None:
