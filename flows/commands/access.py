@@ -189,14 +189,23 @@ def grant(
     ] = None,
     quota: Quota = None,
     note: Note = None,
+    ahead: Annotated[
+        bool, typer.Option("--ahead", help="Whether or not data set, version and classes are there yet.")
+    ] = False,
 ) -> None:
     """Let a user have a data set restored, for some days, until a date, or without an end; all of it, or a part.
 
     Done again with the same bounds, it moves the end to the later of both dates and the quota to the larger of both; to
-    take something away, revoke the grant and grant anew.
+    take something away, revoke the grant and grant anew. The data set must be known here (on record, or with a key),
+    and version and classes be published where anything is.
     """
+    from flows.commands.access_checks import check_dataset, check_published
+
     keys = None if samples is None else samples.read_text().split()
     with open_book() as book:
+        if not ahead:
+            check_dataset(book, dataset)
+            check_published(dataset, version, classes)
         made = book.grant(
             user,
             dataset,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -60,7 +62,12 @@ def request(
 
     secret = _token(token)
     wanted = lines_of(subset) if subset else None
-    with common.object_store(), console.progress("Handing in") as progress, open_registry(settings()) as registry:
+    with (
+        _path_that_is_none(source),
+        common.object_store(),
+        console.progress("Handing in") as progress,
+        open_registry(settings()) as registry,
+    ):
         request_id = submit_request(
             registry,
             open_store(settings(), "private"),
@@ -80,6 +87,20 @@ def request(
     console.finished(
         f"Request {request_id} is recorded: {count:,} files of {source}.", then=[f"dmcp restore {request_id} OUT"]
     )
+
+
+@contextmanager
+def _path_that_is_none(source: str) -> Iterator[None]:
+    """Where a bare name is no path, and as a data set's name leads nowhere: say first that it is no path."""
+    from storage.errors import NoGrant, NotFound
+
+    try:
+        yield
+    except (NoGrant, NotFound) as error:
+        if "@" in source or Path(source).exists():
+            raise
+        what = f"There is no file or folder {source} here, so it was taken for a published data set. {error.what}"
+        raise type(error)(what, error.cure) from error
 
 
 def _token(given: str | None) -> str:

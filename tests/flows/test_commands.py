@@ -71,11 +71,12 @@ def test_users_and_grants(home: Path) -> None:
     token = dmcp("access", "add-user", "ann", "--quiet").stdout.strip()
     assert token.startswith("dmcp_")
     assert "exists" in dmcp("access", "add-user", "ann", code=2).stderr
+    dmcp("key", "create", "pets")
     assert "until" in dmcp("access", "grant", "ann", "pets", "--days", 3).stdout
-    assert "without an end" in dmcp("access", "grant", "ann", "cars").stdout
+    assert "without an end" in dmcp("access", "grant", "ann", "cars", "--ahead").stdout
     assert "past" in dmcp("access", "grant", "ann", "pets", "--until", "2020-01-01", code=2).stderr
     dmcp("access", "grant", "ann", "pets", "--until", "2999-01-01", "--days", 3, code=2)
-    dmcp("access", "grant", "bob", "pets", code=8)
+    assert "no user" in dmcp("access", "grant", "bob", "pets", code=8).stderr
     dmcp("access", "revoke", "ann", "pets")
     dmcp("access", "revoke", "ann", "pets", code=8)
     dmcp("access", "add-user", "eve")
@@ -86,6 +87,26 @@ def test_users_and_grants(home: Path) -> None:
     assert "in force" in lines["ann", "cars"]
     assert "no grant" in lines["eve", "-"]
     assert dmcp("access", "rotate-token", "ann", "--quiet").stdout.strip() != token
+
+
+def test_a_grant_for_what_is_not_there_is_refused(home: Path, tmp_path: Path) -> None:
+    dmcp("access", "add-user", "ann")
+    assert "Known: none" in dmcp("access", "grant", "ann", "pets", code=8).stderr
+    dmcp("access", "add-user", "olga", "--role", "owner")
+    dmcp("access", "register", "cars", "olga")
+    dmcp("key", "create", "pets")
+    said = dmcp("access", "grant", "ann", "pest", "--days", 3, code=8).stderr
+    assert "no data set pest" in said and "Known: cars, pets. To grant what is not there yet: --ahead" in said
+    dmcp("access", "grant", "ann", "cars", "--class", "nosuch")  # nothing is published that could say otherwise
+
+    clean = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
+    pets = variant_of(tmp_path / "p", "pets", protect_images(clean, DataKey(bytes(32), "pets")))
+    version = dmcp("publish", pets).stdout.split("pets@")[1][:16]
+    dmcp("access", "grant", "ann", "pets", "--version", version, "--class", "cat")
+    said = dmcp("access", "grant", "ann", "pets", "--version", "deadbeef" * 2, code=8).stderr
+    assert f"Published: {version}." in said
+    assert "Its classes: cat, dog." in dmcp("access", "grant", "ann", "pets", "--class", "nosuch", code=8).stderr
+    dmcp("access", "grant", "ann", "pets", "--class", "nosuch", "--ahead")
 
 
 # --- variants --------------------------------------------------------------------------------------------------------
@@ -163,7 +184,7 @@ def test_who_hands_in_without_a_right_is_told_so(home: Path, tmp_path: Path, mon
     dmcp("request", tmp_path / "in", "--token", "dmcp_nobody", code=6)
     token = dmcp("access", "add-user", "ann", "--quiet").stdout.strip()
     assert "no grant" in dmcp("request", tmp_path / "in", "--token", token, code=6).stderr
-    dmcp("access", "grant", "ann", "pets")
+    dmcp("access", "grant", "ann", "pets", "--ahead")
     monkeypatch.setenv("DMCP_TOKEN", token)
     request_id = dmcp("request", tmp_path / "in", "--quiet").stdout.strip()
     assert len(request_id) == 32
@@ -172,6 +193,8 @@ def test_who_hands_in_without_a_right_is_told_so(home: Path, tmp_path: Path, mon
     assert "pending" in listed
     assert token not in listed
     dmcp("request", tmp_path / "nothing", code=3)
+    said = dmcp("request", "nowhere", code=6).stderr
+    assert said.index("no file or folder nowhere here") < said.index("ann holds no grant for nowhere")
     dmcp("restore", "0" * 32, tmp_path / "out", code=8)
     dmcp("restore", request_id, tmp_path / "in", code=2)
 
