@@ -105,7 +105,11 @@ class Vault:
         """The record of the data set's newest key. Raises UnknownKey when it has none."""
         records = [record for record in self.list() if record.dataset == dataset]
         if not records:
-            raise UnknownKey(f"The vault {self.path} has no key for {dataset}.", f"Run: dmcp key create {dataset}")
+            there = self.path.exists()
+            raise UnknownKey(
+                f"The vault {self.path} has no key for {dataset}." if there else f"There is no vault {self.path} yet.",
+                f"If you made one elsewhere, go to that folder or set DMCP_HOME; else run: dmcp key create {dataset}",
+            )
         return records[-1]
 
     def record(self, key_id: str) -> DataKeyRecord:

@@ -80,9 +80,18 @@ def _unlocked_by(vault: Vault) -> str:
 @app.command(name="list")
 def list_keys() -> None:
     """List the keys: public id, data set, number, when it was made."""
-    records = _vault().list()
+    vault = _vault()
+    records = vault.list()
     if not records:
-        console.finished("The vault holds no key yet.", then=["dmcp key create DATASET"])
+        there = vault.path.exists()
+        console.finished(
+            "The vault holds no key yet." if there else "There is no vault here yet.",
+            [("vault", vault.path)],  # whole: which folder it lies in is what may be wrong
+            [
+                "where you made one elsewhere: go to that folder, or set DMCP_HOME",
+                "else: dmcp key create DATASET",
+            ],
+        )
         return
     rows = [(r.key_id, r.dataset, r.epoch, f"{r.created:%Y-%m-%d %H:%M} UTC") for r in records]
     console.table(("key id", "data set", "number", "made"), rows, right=("number",))
