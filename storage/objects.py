@@ -83,6 +83,8 @@ class ObjectStore:
         self.region = region
         self.quotes_etags = True
         """Whether If-Match has the ETag in quotes, as in HTTP; some servers want it bare (`storage/guarantee.py`)."""
+        self.embedded = False
+        """Whether the server is this machine's own, for messages: what others published is not there."""
         self._client = s3_client.make_client(endpoint, region, access_key, secret_key, attempts, read_timeout)
 
     def __repr__(self) -> str:

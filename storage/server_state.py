@@ -45,7 +45,9 @@ class ServerAddress:
         from storage.objects import ObjectStore
 
         keys = (self.access_key, self.secret_key)
-        return ObjectStore(self.endpoint, self.region, *keys, bucket, prefix, attempts, read_timeout)
+        store = ObjectStore(self.endpoint, self.region, *keys, bucket, prefix, attempts, read_timeout)
+        store.embedded = True
+        return store
 
 
 @dataclass(frozen=True)

@@ -88,7 +88,10 @@ def list_versions(store: ObjectStore, dataset: str) -> list[VersionInfo]:
     latest = channel[0].version if channel else None
     found = _with_file(store.list(f"{dataset}/versions/"), dataset, MANIFEST_NAME)
     if not found:
-        raise NotFound(f"No version of {dataset} is published at {store.where()}.", "Check the name, or publish one.")
+        raise NotFound(
+            f"No version of {dataset} is published at {store.where()}.",
+            f"Check the name, or publish one.{_elsewhere(store)}",
+        )
     return [VersionInfo(i, at, i == latest) for i, at in found]
 
 
@@ -123,7 +126,10 @@ def read_version(store: ObjectStore, dataset: str, version: str = "latest") -> t
     if version == "latest":
         channel = read_channel(store, dataset)
         if channel is None:
-            raise NotFound(f"{dataset} is not published at {store.where()}.", "Check the name, bucket and prefix.")
+            raise NotFound(
+                f"{dataset} is not published at {store.where()}.",
+                f"Check the name, bucket and prefix.{_elsewhere(store)}",
+            )
         version = channel[0].version
     elif not re.fullmatch(VERSION_PATTERN, version):
         raise UsageError(f"{version[:80]!r} is not a version.", "A version has 16 digits 0-9a-f, or is called latest.")
@@ -133,7 +139,8 @@ def read_version(store: ObjectStore, dataset: str, version: str = "latest") -> t
         terms = store.get_bytes(version_key(dataset, version, LICENSE_NAME)).decode()
     except NotFound as error:
         raise NotFound(
-            f"{dataset} has no version {version} at {store.where()}.", "Leave the version out to get the latest."
+            f"{dataset} has no version {version} at {store.where()}.",
+            f"Leave the version out to get the latest.{_elsewhere(store)}",
         ) from error
     except UnicodeDecodeError as error:
         raise _altered(store, key) from error
@@ -141,6 +148,16 @@ def read_version(store: ObjectStore, dataset: str, version: str = "latest") -> t
     if manifest.dataset != dataset or version_id(manifest, terms) != version:
         raise _altered(store, key)
     return version, manifest, terms
+
+
+def _elsewhere(store: ObjectStore) -> str:
+    """What to do where the owner's machine is another one: nobody sees it by an address on loopback."""
+    if not store.embedded:
+        return ""
+    return (
+        " This looked at this machine's own object store; what somebody else published is found by setting "
+        "DMCP_S3_ENDPOINT (and the bucket), or by `dmcp remote login URL`."
+    )
 
 
 def _altered(store: ObjectStore, key: str) -> CorruptManifest:

@@ -63,6 +63,7 @@ def request(
     secret = _token(token)
     wanted = lines_of(subset) if subset else None
     with (
+        _own_registry(),
         _path_that_is_none(source),
         common.object_store(),
         console.progress("Handing in") as progress,
@@ -87,6 +88,22 @@ def request(
     console.finished(
         f"Request {request_id} is recorded: {count:,} files of {source}.", then=[f"dmcp restore {request_id} OUT"]
     )
+
+
+@contextmanager
+def _own_registry() -> Iterator[None]:
+    """Where a token is not known to this machine's own registry: say that it may be another's."""
+    from storage.errors import BadToken
+    from storage.settings import settings
+
+    try:
+        yield
+    except BadToken as error:
+        if settings().registry_url is not None:
+            raise
+        where = f"This asked this machine's own registry, {settings().home_path('registry.db')}."
+        elsewhere = "For a token of another service: dmcp remote login URL, then dmcp remote restore SOURCE OUT."
+        raise BadToken(error.what, f"{error.cure} {where} {elsewhere}") from error
 
 
 @contextmanager

@@ -183,7 +183,8 @@ def test_who_hands_in_without_a_right_is_told_so(home: Path, tmp_path: Path, mon
     (tmp_path / "in").mkdir()
     Image.new("RGB", (32, 32)).save(tmp_path / "in" / "1.png")
     assert "DMCP_TOKEN" in dmcp("request", tmp_path / "in", code=6).stderr
-    dmcp("request", tmp_path / "in", "--token", "dmcp_nobody", code=6)
+    said = dmcp("request", tmp_path / "in", "--token", "dmcp_nobody", code=6).stderr
+    assert "this machine's own registry" in said and str(home / "registry.db") in said and "dmcp remote login" in said
     token = dmcp("access", "add-user", "ann", "--quiet").stdout.strip()
     assert "no grant" in dmcp("request", tmp_path / "in", "--token", token, code=6).stderr
     dmcp("access", "grant", "ann", "pets", "--ahead")
@@ -213,7 +214,8 @@ def test_what_is_published_has_an_owner(home: Path, tmp_path: Path) -> None:
 
 
 def test_pull_of_what_is_not_published(home: Path, tmp_path: Path) -> None:
-    assert "not published" in dmcp("pull", "pets", tmp_path / "out", code=8).stderr
+    said = dmcp("pull", "pets", tmp_path / "out", code=8).stderr
+    assert "not published" in said and "this machine's own object store" in said and "DMCP_S3_ENDPOINT" in said
 
 
 def test_status_and_down_where_nothing_runs(home: Path) -> None:
