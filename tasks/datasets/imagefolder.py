@@ -24,6 +24,7 @@ from tasks.datasets.source import CommonParameters, Place, Source, Split
 _IMAGES = {".png", ".jpg", ".jpeg"}
 _IGNORED = {"thumbs.db", "desktop.ini"}
 _SHOWN = 10
+_SHARE = 0.2
 
 
 class Parameters(CommonParameters):
@@ -36,8 +37,8 @@ class Parameters(CommonParameters):
 
     @model_validator(mode="after")
     def _one_way(self) -> "Parameters":
-        if self.test_path is not None and self.test_share is not None:
-            raise ValueError("give either test_path or test_share")
+        if self.test_path is not None and self.test_share not in (None, _SHARE):  # what is given drops the default
+            raise ValueError("give either test_path or test_share (test_share=null takes that away)")
         return self
 
 
@@ -62,7 +63,7 @@ def open_source(parameters: Parameters, place: Place) -> Iterator[Source]:
     if parameters.test_path is not None:
         train, test = images, _images(parameters.test_path)
     else:
-        share = 0.2 if parameters.test_share is None else parameters.test_share
+        share = _SHARE if parameters.test_share is None else parameters.test_share
         chosen = [is_test(image.name, share, parameters.seed) for image in images]
         train = [image for image, kept in zip(images, chosen, strict=True) if not kept]
         test = [image for image, kept in zip(images, chosen, strict=True) if kept]
@@ -96,17 +97,26 @@ def _images(root: Path) -> list[_Image]:
     """
     root = root.expanduser()
     if not root.is_dir():
-        raise DatasetError(f"There is no folder {root}.", "Set download.path (and test_path) in params.yaml.")
+        what = f"{root} is no folder." if root.exists() else f"There is no folder {root}."
+        raise DatasetError(
+            what,
+            "Name the folder of class folders: --path FOLDER (for testing: --set test_path=FOLDER), or download.path "
+            "(and test_path) in params.yaml.",
+        )
     images: list[_Image] = []
     problems: list[str] = []
     for folder, folders, files in os.walk(root):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for linked in filter(os.path.islink, (Path(folder, name) for name in folders)):
+            problems.append(
+                f"{linked.relative_to(root).as_posix()} is a symbolic link to a folder, which is not followed"
+            )
         for file in sorted(files):
             if file.startswith(".") or file.lower() in _IGNORED:
                 continue
             path = Path(folder, file)
             name = unicodedata.normalize("NFC", path.relative_to(root).as_posix())
-            problem = _problem(name)
+            problem = _problem(name) if path.exists() else f"{name} is a symbolic link that leads nowhere"
             if problem:
                 problems.append(problem)
             else:
@@ -118,7 +128,8 @@ def _images(root: Path) -> list[_Image]:
         shown = "; ".join(problems[:_SHOWN])
         raise DatasetError(
             f"{root} holds {len(problems)} things that are no samples: {shown}{' ...' if problems[_SHOWN:] else ''}.",
-            "Move them elsewhere, or convert them to PNG or JPEG in a class folder.",
+            "Move them elsewhere, or convert them to PNG or JPEG in a class folder; put folders themselves where links "
+            "to them are.",
         )
     return sorted(images, key=lambda image: image.name)
 
@@ -127,7 +138,7 @@ def _visible_folders(root: Path) -> set[str]:
     return {
         unicodedata.normalize("NFC", entry.name)
         for entry in root.iterdir()
-        if entry.is_dir() and not entry.name.startswith(".")
+        if entry.is_dir() and not entry.is_symlink() and not entry.name.startswith(".")
     }
 
 
@@ -143,10 +154,13 @@ def _check_classes(classes: list[str], train: list[_Image], test: list[_Image]) 
     untaught = set(classes) - {image.class_name for image in train}
     if untaught:
         raise DatasetError(
-            f"No training image is left of {', '.join(sorted(untaught))}.", "Lower download.test_share or add images."
+            f"No training image is left of {', '.join(sorted(untaught))}.",
+            "Lower test_share (--set test_share=0.1), or add images.",
         )
     if not test:
-        raise DatasetError("No image is left for testing.", "Raise download.test_share or set download.test_path.")
+        raise DatasetError(
+            "No image is left for testing.", "Raise test_share (--set test_share=0.3), or name a folder: test_path."
+        )
     foreign = {image.class_name for image in test} - set(classes)
     if foreign:
         raise DatasetError(

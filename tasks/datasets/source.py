@@ -123,19 +123,29 @@ P = TypeVar("P", bound=CommonParameters)
 
 
 def check_parameters(model: type[P], params: Mapping[str, Any], dataset: str) -> P:
-    """Parameters of a data set, checked.
+    """Parameters of a data set, checked. `download.NAME`, as params.yaml has it in full, is the same as `NAME`.
 
     Raises:
         ParameterError: a name is not known, or a value can not be used; the message names it and what there is.
     """
+    values = dict(params)
+    if isinstance(section := values.get("download"), Mapping):
+        values = {**{name: value for name, value in values.items() if name != "download"}, **section}
     try:
-        return model.model_validate(dict(params))
+        return model.model_validate(values)
     except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'together'}: {e['msg']}" for e in error.errors())
+        problems = "; ".join(_problem(e["loc"], e["type"], e["msg"]) for e in error.errors())
+        path = ", the path also as --path FOLDER" if "path" in model.model_fields else ""
         raise ParameterError(
             f"The data set {dataset!r} can not be had with these parameters: {problems}.",
-            f"It takes {', '.join(model.model_fields)}; see the section 'download' of params.yaml.",
+            f"It takes {', '.join(model.model_fields)}: in a command as --set NAME=VALUE{path}, for the pipeline in "
+            "the section 'download' of params.yaml.",
         ) from error
+
+
+def _problem(place: Sequence[int | str], kind: str, message: str) -> str:
+    name = ".".join(map(str, place))
+    return f"{name} is not given" if kind == "missing" else f"{name or 'together'}: {message}"
 
 
 def choose(labels: list[int], limit: int | None) -> list[int]:

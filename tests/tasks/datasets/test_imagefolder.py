@@ -69,7 +69,7 @@ def test_adding_images_moves_no_other(photos: Path) -> None:
 def test_a_test_folder_of_its_own(photos: Path, tmp_path: Path) -> None:
     for name in ("dog", "zebra"):
         photo(tmp_path / "test" / name / "1.png")
-    source, images = read(photos, test_path=str(tmp_path / "test"))
+    source, images = read(photos, test_path=str(tmp_path / "test"), test_share=0.2)  # as params.yaml has it
     assert len(images["train"]) == 36 and source.splits["test"].labels == [1, 2]
     photo(tmp_path / "test" / "cow" / "1.png")
     with pytest.raises(DatasetError, match="cow"):
@@ -89,9 +89,11 @@ def test_problems_are_named_together(photos: Path) -> None:
 
 
 def test_each_layout_problem(tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match="no folder"):
+    with pytest.raises(DatasetError, match=r"no folder.*--path"):
         read(tmp_path / "missing")
     photo(tmp_path / "a" / "1.png")
+    with pytest.raises(DatasetError, match=r"1\.png is no folder"):
+        read(tmp_path / "a" / "1.png")
     with pytest.raises(DatasetError, match="1 class"):
         read(tmp_path)
     (tmp_path / "b").mkdir()
@@ -104,12 +106,28 @@ def test_each_layout_problem(tmp_path: Path) -> None:
         read(tmp_path, test_share=1 - 1e-9)
 
 
-@pytest.mark.parametrize("params", [{"test_share": 0.2, "test_path": "x"}, {"test_share": 1}, {"wnids": []}])
+@pytest.mark.parametrize("params", [{"test_share": 0.3, "test_path": "x"}, {"test_share": 1}, {"wnids": []}])
 def test_parameters(photos: Path, params: dict[str, object]) -> None:
     with pytest.raises(ParameterError):
         read(photos, **params)
-    with pytest.raises(ParameterError, match="path"):
+    with pytest.raises(ParameterError, match=r"path is not given.*--path FOLDER"):
         check_parameters(imagefolder.Parameters, {}, "imagefolder")
+
+
+def test_the_section_of_params_yaml_may_be_named_too(photos: Path) -> None:
+    given = {"path": str(photos), "test_share": 0.2, "download": {"test_share": 0.5}}
+    assert check_parameters(imagefolder.Parameters, given, "imagefolder").test_share == 0.5
+
+
+def test_links_are_named(photos: Path, tmp_path: Path) -> None:
+    (photos / "ibex").symlink_to(photos / "dog")
+    (photos / "dog" / "more").symlink_to(photos / "zebra")
+    (photos / "dog" / "gone.png").symlink_to(tmp_path / "nothing")
+    (photos / "dog" / "there.png").symlink_to(sorted(photos.glob("dog/*.png"))[0])
+    with pytest.raises(DatasetError, match="3 things") as caught:
+        read(photos)
+    for name in ("ibex is a symbolic link to a folder", "dog/more is a", "dog/gone.png is a symbolic link that leads"):
+        assert name in caught.value.what
 
 
 def test_composed_and_decomposed_names_are_the_same(tmp_path: Path) -> None:
