@@ -61,10 +61,16 @@ class DmcpGroup(TyperGroup):
             if error.errno == errno.EPIPE:
                 raise  # typer ends quietly: whoever read our output is gone
             raise _system_failure(error) from error
+        except KeyboardInterrupt:
+            raise _interrupted(ctx.invoked_subcommand) from None
         except (TyperException, typer.Exit, typer.Abort):
             raise  # usage errors and the ends of commands are typer's own matter
         except Exception as error:
             raise _bug(error) from error
+
+
+GOES_ON = frozenset(("protect", "run", "train", "pull", "publish", "remote", "evaluate-protection", "sweep"))
+"""Commands that keep what is finished: called again, they do the rest."""
 
 
 def wants_traceback(params: dict[str, Any]) -> bool:
@@ -77,6 +83,13 @@ def _failure(what: str, cure: str, code: int) -> typer.Exit:
 
     show_error(what, cure)
     return typer.Exit(code)
+
+
+def _interrupted(command: str | None) -> typer.Exit:
+    from flows.console import note
+
+    note("Stopped; the same command goes on." if command in GOES_ON else "Stopped.")
+    return typer.Exit(130)
 
 
 def _system_failure(error: OSError) -> typer.Exit:

@@ -6,6 +6,8 @@ Rich is imported when something is printed, so that `dmcp --help` does not pay f
 from __future__ import annotations
 
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
     from storage.errors import DmcpError
 
 PLAIN_WIDTH = 200  # columns of a table that goes to a file or a pipe: wide enough to keep one row on one line
+
+LINE_SECONDS = 30.0  # from one line of progress to the next, where there is no terminal for a bar
 
 ProgressCallback = Callable[[str, int, int | None], None]
 """Called as (label, done, total): the same as `storage.files.Progress`, which this module does not import."""
@@ -105,15 +109,15 @@ def show_dmcp_error(error: DmcpError) -> None:
 
 @contextmanager
 def progress(what: str) -> Iterator[ProgressCallback]:
-    """A progress bar on stderr while the block runs; nothing but one line when stderr is no terminal.
+    """A progress bar on stderr while the block runs; when stderr is no terminal, a line at its start and now and then.
 
     Yields:
         a callback `(label, done, total)`; each new label gets a bar of its own.
     """
     console = err()
     if not console.is_terminal:
-        note(f"{what} ...")
-        yield lambda label, done, total: None
+        with _lines(what) as tell:
+            yield tell
         return
     from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
@@ -128,6 +132,37 @@ def progress(what: str) -> Iterator[ProgressCallback]:
             bars.update(tasks[name], completed=done, total=total)
 
         yield report
+
+
+@contextmanager
+def _lines(what: str) -> Iterator[ProgressCallback]:
+    """Progress for a log: a line at once, and how far it is every `LINE_SECONDS`, so that silence means it hangs."""
+    note(f"{what} ...")
+    start, stop = time.monotonic(), threading.Event()
+    last: tuple[str, int, int | None] | None = None
+
+    def report(label: str, done: int, total: int | None) -> None:
+        nonlocal last
+        last = (label, done, total)
+
+    def tell() -> None:
+        while not stop.wait(LINE_SECONDS):
+            minutes, seconds = divmod(round(time.monotonic() - start), 60)
+            note(f"{what}: {_far(what, *last) if last else ''}{minutes} min {seconds} s ...")
+
+    teller = threading.Thread(target=tell, name="progress", daemon=True)
+    teller.start()
+    try:
+        yield report
+    finally:
+        stop.set()
+        teller.join()
+
+
+def _far(what: str, label: str, done: int, total: int | None) -> str:
+    """How far it is, to be followed by the time."""
+    share = f" of {total:,} ({done / total:.0%})" if total else ""
+    return f"{f'{label}, ' if label not in ('', what) else ''}{done:,}{share}, "
 
 
 @contextmanager

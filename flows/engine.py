@@ -29,6 +29,7 @@ import prefect  # noqa: E402
 from prefect.cache_policies import NO_CACHE  # noqa: E402
 from prefect.futures import as_completed  # noqa: E402
 
+from flows.console import note  # noqa: E402
 from flows.runners import check_server, task_runner, worker_died  # noqa: E402
 
 P = ParamSpec("P")
@@ -92,6 +93,9 @@ def over_shards(work: prefect.Task[..., R], jobs: Iterable[tuple[Any, ...]], fin
             done = next(iter(as_completed(running)))
             running.remove(done)
             finished(_result(done))
+    except KeyboardInterrupt:
+        note("Stopping: the shards in hand are finished first ...")
+        raise
     except Exception:
         for future in running:  # may be elsewhere: none outlives the flow, which has the folder's lock
             with suppress(Exception):

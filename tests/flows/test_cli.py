@@ -11,7 +11,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from flows.cli import DmcpGroup, app
+from flows.cli import GOES_ON, DmcpGroup, app
 from storage.errors import DmcpError, GrantExpired, NotFound, UnknownKey
 
 HEAVY = ("torch", "prefect", "mlflow", "boto3", "dvc", "numpy", "sqlalchemy", "pydantic", "PIL", "rich")
@@ -149,7 +149,19 @@ def test_other_system_errors_name_the_path() -> None:
 
 
 def test_ctrl_c_is_130() -> None:
-    assert CliRunner().invoke(failing(KeyboardInterrupt()), ["go"]).exit_code == 130
+    result = CliRunner().invoke(failing(KeyboardInterrupt()), ["go"])
+    assert (result.exit_code, result.stderr) == (130, "Stopped.\n")
+
+
+def test_ctrl_c_says_which_commands_go_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert {command[0] for command in COMMANDS} >= GOES_ON
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("flows.commands.protect.streams", interrupted)
+    result = CliRunner().invoke(app, ["protect", str(tmp_path), str(tmp_path / "out")])
+    assert (result.exit_code, result.stderr) == (130, "Stopped; the same command goes on.\n")
 
 
 def test_a_bug_is_one_message_too() -> None:

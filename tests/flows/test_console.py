@@ -1,6 +1,8 @@
 """What is printed where, and how it looks when no one watches."""
 
 import io
+import threading
+import time
 
 import pytest
 
@@ -54,6 +56,21 @@ def test_progress_is_one_line_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> N
         for i in range(100):
             report("counting", i, 100)
     assert capsys.readouterr().err == "Counting ...\n"
+
+
+def test_progress_in_a_pipe_says_now_and_then_how_far_it_is(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(console, "LINE_SECONDS", 0.02)
+    said = ""
+    with console.progress("Training") as report:
+        for label, done, wanted in (("", 0, "0 of 4,000 (0%)"), ("epoch 1", 1200, "epoch 1, 1,200 of 4,000 (30%)")):
+            report(label, done, 4000)
+            deadline = time.monotonic() + 20
+            while f"Training: {wanted}, 0 min" not in said and time.monotonic() < deadline:
+                said += capsys.readouterr().err
+            assert f"Training: {wanted}, 0 min" in said
+    assert all(thread.name != "progress" for thread in threading.enumerate())
 
 
 def test_progress_on_a_terminal_shows_each_label(monkeypatch: pytest.MonkeyPatch) -> None:
