@@ -110,7 +110,8 @@ def list_tar(path: Path, budget: Budget, shown: str | None = None, inside: Membe
                     listing.damage = f"it is damaged after {len(listing.members):,} files ({_reason(error)})"
     except (*BAD_TAR, OSError) as error:
         raise InputError(
-            f"{shown or path} can not be read as a tar file ({_reason(error)}).", "Hand in an uncompressed tar."
+            f"{shown or path} can not be read as a tar file ({_reason(error)}).",
+            "Hand in a folder of PNGs or of shards, an uncompressed tar, a zip, or a PNG.",
         ) from error
     return listing
 

@@ -5,7 +5,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from storage.errors import CorruptManifest, InputError, TooLarge
+from storage.errors import CorruptManifest, InputError, NotProtected, TooLarge, UnsupportedFormat, UnsupportedImage
 from storage.files import Progress, write_atomic
 from storage.manifest import MANIFEST_NAME, Manifest, parse_manifest
 from storage.objects import MAX_IN_MEMORY
@@ -20,7 +20,8 @@ from tasks.request_index import (
     input_name,
     name_fault,
 )
-from tasks.request_sources import Budget, Found, Item, Limits, list_folder, read_file, read_folder, refuse
+from tasks.request_sources import Budget, Found, Item, Limits, image_kind, list_folder, read_file, read_folder, refuse
+from tasks.restore import read_header
 
 SHARD_BYTES = 512 << 20
 """An input shard of loose files is closed when it holds this much, or `shard_size` images."""
@@ -101,6 +102,32 @@ def pack_source(
     return PackedSource([entry.shard for entry in packer.entries], index)
 
 
+def check_protected(source: Path, limits: Limits | None = None) -> None:
+    """Look at images of a source until one says that it is protected: before anything is packed, or leaves.
+
+    Raises:
+        NotProtected: not one of them does; what is none of ours stays where it is.
+        InputError: as `pack_source`, as far as the source was read.
+    """
+    budget, images = Budget(limits or Limits()), 0
+    opened = _open(source, budget)
+    shards = (item for listing in opened.shards for item in read_shard_members(listing, budget))
+    for item in shards if opened.files is None else opened.files:
+        if isinstance(item, RefusedFile):
+            continue
+        images += 1
+        with suppress(NotProtected, UnsupportedImage):
+            with suppress(UnsupportedFormat):  # of a later release: whoever restores it may know more
+                read_header(item.png, item.name)
+            return
+    if images:  # of a source without any, packing says why
+        raise NotProtected(
+            f"Not one of the {images:,} images of {source} is a protected one, so nothing was handed in.",
+            "Only protected images can be restored, as they were published: dmcp pull fetches them, dmcp inspect "
+            "shows what an image is.",
+        )
+
+
 # --- which kind of source --------------------------------------------------------------------------------------------
 
 
@@ -118,6 +145,11 @@ def _open(source: Path, budget: Budget, shown: str | None = None) -> _Opened:
     if magic == b"\x89PNG":
         name = source.name if shown is None else _last_part(shown, "image.png")
         return _Opened(files=iter([read_file(source, name, budget)]))
+    if kind := image_kind(magic):
+        raise InputError(
+            f"{shown or source} is {kind}, not a PNG: what is restored is gone from it.",
+            "Fetch the image again with dmcp pull, and hand in the PNG.",
+        )
     listing = list_tar(source, budget, shown)
     listing.name = source.name if shown is None else _last_part(shown, "upload")
     if listing.is_shard() and listing.has_labels() and listing.size <= LARGEST_SHARD:

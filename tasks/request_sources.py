@@ -21,13 +21,8 @@ PIECE = 4 << 20  # bytes read at once
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 LITTER = ("__MACOSX", ".DS_Store", "Thumbs.db", "desktop.ini")  # what desktops add by themselves: not worth a word
 
-_OTHERS = {
-    b"\xff\xd8\xff": "a JPEG",
-    b"GIF8": "a GIF",
-    b"RIFF": "a WebP",
-    b"BM": "a BMP",
-    b"PK\x03\x04": "a zip archive",
-}
+_IMAGES = {b"\xff\xd8\xff": "a JPEG", b"GIF8": "a GIF", b"RIFF": "a WebP", b"BM": "a BMP"}
+_ZIP = b"PK\x03\x04"
 
 
 @dataclass(frozen=True)
@@ -129,8 +124,14 @@ def kind_fault(head: bytes) -> str | None:
         return None
     if not head:
         return "it is empty"
-    kind = next((kind for magic, kind in _OTHERS.items() if head.startswith(magic)), None)
-    return f"it is {kind}, not a PNG" if kind else "it is not a PNG"
+    if kind := image_kind(head):
+        return f"it is {kind}, not a PNG, and can not be restored from that; fetch it again with dmcp pull"
+    return "it is a zip archive, not a PNG" if head.startswith(_ZIP) else "it is not a PNG"
+
+
+def image_kind(head: bytes) -> str | None:
+    """What kind of image a file that begins like this is, where it is one and no PNG."""
+    return next((kind for magic, kind in _IMAGES.items() if head.startswith(magic)), None)
 
 
 def plain_name(name: str) -> str:

@@ -22,7 +22,7 @@ from storage.registry import Registry, User, new_request_id
 from storage.shards import ShardInfo
 from storage.transfer import Meter, in_parallel
 from tasks.request_index import INDEX_NAME, Published, RequestIndex, Uploaded, request_key
-from tasks.request_pack import pack_source
+from tasks.request_pack import check_protected, pack_source
 from tasks.request_scope import authorise_images
 from tasks.request_sources import Limits
 from tasks.request_variants import local_index, parse_published, published_index
@@ -53,6 +53,7 @@ def hand_in(
     subset: Sequence[str] | None = None,
     dataset: str | None = None,
     in_place: bool = False,
+    look: bool = False,
     shard_size: int = 1000,
     limits: Limits | None = None,
     shown: str | None = None,
@@ -72,6 +73,7 @@ def hand_in(
         subset: of a published version or a local variant, the sample keys or shard names that are wanted.
         dataset: the data set it is about, where the requester says so: then the grant for it is checked beforehand.
         in_place: read a local variant where it lies, uploading nothing: for who serves the request on this machine.
+        look: look at the images first, and hand nothing in where not one is protected: for who reads their own files.
         shard_size: images in an input shard of loose files.
         limits: what is taken at most.
         shown: what the requester calls the source, for messages and lists; by default its own name.
@@ -80,6 +82,7 @@ def hand_in(
 
     Raises:
         NotAuthorised: the user may not have anything (or this) restored; the class says why.
+        NotProtected: not one image is protected, with `look`.
         InputError, CorruptManifest: the source holds nothing that could be restored, or is beyond a limit.
         NotFound: no such published version, or it has no shard of such a name.
         Conflict: there is a request of this id.
@@ -97,6 +100,8 @@ def hand_in(
         elif subset is not None:
             raise UsageError("A subset of loose files can not be named.", "Hand in only the files that are wanted.")
         else:
+            if look:
+                check_protected(Path(source), limits)
             index = pack_source(Path(source), Path(name), shard_size, limits, progress, shown).index
         dataset = _known_dataset(index) or dataset
         grant = None

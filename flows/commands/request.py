@@ -52,7 +52,8 @@ def request(
 ) -> None:
     """Ask for images to be restored: checks the token, hands the images in, prints the request's id.
 
-    Images may be any subset, renamed and in any order; PNG files must be as they were published.
+    Images may be any subset, renamed and in any order; PNG files must be as they were published. Where not one of them
+    is protected, nothing is handed in (exit code 7).
     """
     from storage.files import make_private
     from storage.objects import open_store
@@ -79,6 +80,7 @@ def request(
             subset=wanted,
             dataset=dataset,
             in_place=in_place,
+            look=True,
             progress=progress,
         )
         count = registry.get_request(request_id).images

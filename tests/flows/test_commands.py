@@ -189,6 +189,10 @@ def test_who_hands_in_without_a_right_is_told_so(home: Path, tmp_path: Path, mon
     assert "no grant" in dmcp("request", tmp_path / "in", "--token", token, code=6).stderr
     dmcp("access", "grant", "ann", "pets", "--ahead")
     monkeypatch.setenv("DMCP_TOKEN", token)
+    assert "Not one of the 1 images" in dmcp("request", tmp_path / "in", code=7).stderr
+    assert "no request yet" in dmcp("requests").stdout
+    clean = np.random.default_rng(0).integers(0, 256, (1, 32, 32, 3), dtype=np.uint8)
+    (tmp_path / "in" / "2.png").write_bytes(protect_images(clean, DataKey(bytes(32), "pets"))[0])
     request_id = dmcp("request", tmp_path / "in", "--quiet").stdout.strip()
     assert len(request_id) == 32
     listed = dmcp("requests").stdout

@@ -19,10 +19,12 @@ from storage.errors import (
     CorruptManifest,
     DmcpError,
     InputError,
+    NotProtected,
 )
 from storage.manifest import MANIFEST_NAME
 from storage.png import encode_png
 from storage.shards import Sample, read_shard, write_shard
+from tasks.method.seal import DataKey
 from tasks.request import (
     Limits,
     PackedSource,
@@ -32,7 +34,9 @@ from tasks.request import (
 )
 from tasks.request_containers import list_tar, read_tar, read_zip
 from tasks.request_index import name_fault, parse_index
+from tasks.request_pack import check_protected
 from tasks.request_sources import Budget
+from tests.protected import protect_images
 from tests.services import make_variant
 
 RANDOM = np.random.default_rng(7)
@@ -106,7 +110,7 @@ def test_what_is_no_png_is_listed_with_its_reason(tmp_path: Path) -> None:
     assert set(packed.index.names.values()) == {"good.png", "linked.png"}
     found = reasons(packed)
     assert found == {
-        "photo.png": "it is a JPEG, not a PNG",
+        "photo.png": "it is a JPEG, not a PNG, and can not be restored from that; fetch it again with dmcp pull",
         "notes.txt": "it is not a PNG",
         "empty.png": "it is empty",
         "sub/bundle.zip": "it is a zip archive, not a PNG",
@@ -117,6 +121,31 @@ def test_what_is_no_png_is_listed_with_its_reason(tmp_path: Path) -> None:
         "latin-\\udce9.png": "its name holds control characters or is not UTF-8",
         "line\\nbreak.png": "its name holds control characters or is not UTF-8",
     }
+
+
+def test_what_holds_no_protected_image_is_seen_before_it_is_packed(tmp_path: Path) -> None:
+    key = DataKey(bytes(32), "pets")
+    protected = protect_images(RANDOM.integers(0, 256, (1, 32, 32, 3), dtype=np.uint8), key)[0]
+    plain, later = png(), {"plain.png": png(), "z.png": protected, "a.txt": b"text"}
+    make_variant(tmp_path / "variant")
+    (tmp_path / "in").mkdir()
+    for name, data in {"a.png": plain, "b.png": png(32), "broken.png": plain[:40], "c.txt": b"text"}.items():
+        (tmp_path / "in" / name).write_bytes(data)
+    sources = [
+        tmp_path / "in",
+        tmp_path / "in" / "a.png",
+        write_tar(tmp_path / "a.tar", [("a.png", plain)]),
+        tmp_path / "variant",
+    ]
+    for source in sources:
+        with pytest.raises(NotProtected, match=r"Not one of the .*nothing was handed in.*dmcp pull"):
+            check_protected(source)
+    for name, data in later.items():
+        (tmp_path / "in" / name).write_bytes(data)
+    check_protected(tmp_path / "in")
+    check_protected(write_tar(tmp_path / "b.tar", list(later.items())))
+    (tmp_path / "empty").mkdir()
+    check_protected(tmp_path / "empty")  # packing says what is wrong with it
 
 
 @pytest.mark.parametrize(
@@ -132,8 +161,11 @@ def test_sources_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="does not exist"):
         pack_source(tmp_path / "in", tmp_path / "work")
     (tmp_path / "text").write_text("just text\n" * 100)
-    with pytest.raises(InputError, match="can not be read as a tar file"):
+    with pytest.raises(InputError, match=r"can not be read as a tar file.*Hand in a folder of PNGs.*or a PNG"):
         pack_source(tmp_path / "text", tmp_path / "work")
+    (tmp_path / "a.jpg").write_bytes(b"\xff\xd8\xff\xe0 and so on")
+    with pytest.raises(InputError, match=r"a\.jpg is a JPEG, not a PNG.*dmcp pull"):
+        pack_source(tmp_path / "a.jpg", tmp_path / "work")
     (tmp_path / "cut.zip").write_bytes(b"PK\x03\x04 and nothing else")
     with pytest.raises(InputError, match="can not be read as a zip file"):
         pack_source(tmp_path / "cut.zip", tmp_path / "work")
