@@ -46,11 +46,21 @@ def prefect_server() -> Iterator[str]:
     os.environ["PREFECT_API_URL"] = api
     try:
         with temporary_settings({PREFECT_API_URL: api}):
-            yield api
+            try:
+                yield api
+            finally:
+                _send_logs()
     finally:
         del os.environ["PREFECT_API_URL"]
         if user.pid == os.getpid():
             _user_file(conf, user.pid).unlink(missing_ok=True)
+
+
+def _send_logs() -> None:
+    """Send what was logged to the server while it lives: at the end of the process Prefect would find it gone."""
+    from prefect.logging.handlers import APILogHandler
+
+    APILogHandler().flush()
 
 
 @contextmanager
