@@ -78,7 +78,10 @@ def current_key_id(dataset: str) -> str:
     try:
         key_id = check_key_id(key_id_file(dataset).read_text().strip())
     except FileNotFoundError:
-        raise UnknownKey(f"{dataset} has no key yet.", f"Run: make run DATASET={dataset}, or dmcp run.") from None
+        raise UnknownKey(
+            f"{dataset} has no key yet.",
+            f"Run: dmcp run --dataset {dataset}, which takes the one that `dmcp key create` made, or makes it.",
+        ) from None
     if all(record.key_id != key_id for record in open_vault(settings()).list()):
         raise _lost(dataset, key_id)
     return key_id

@@ -37,7 +37,7 @@ from flows.commands import (
     train,
 )
 from storage.disk import FULL, disk_fault
-from storage.errors import DmcpError
+from storage.errors import DmcpError, NoSuchPath
 
 EPILOG = "Without any setting everything is embedded and local. Settings: DMCP_* variables or .env. Try: dmcp run"
 
@@ -69,6 +69,8 @@ class DmcpGroup(TyperGroup):
             raise _bug(error) from error
 
 
+MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+
 GOES_ON = frozenset(("protect", "run", "train", "pull", "publish", "remote", "evaluate-protection", "sweep"))
 """Commands that keep what is finished: called again, they do the rest."""
 
@@ -96,6 +98,9 @@ def _system_failure(error: OSError) -> typer.Exit:
     fault = disk_fault(error) if error.errno in FULL else None  # what may not be read is no matter of the disk
     if fault is not None:
         return _failure(fault.what, fault.cure, fault.exit_code)
+    if isinstance(error, MISSING) and error.filename:
+        missing = NoSuchPath(f"{error.strerror}: {error.filename}.", "Check the path.")
+        return _failure(missing.what, missing.cure, missing.exit_code)
     place = f": {error.filename}" if error.filename else ""
     return _failure(f"{error.strerror or error}{place}.", "Check the path and its permissions.", 4)
 

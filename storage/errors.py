@@ -4,7 +4,7 @@ The tree is grouped by who can put the matter right. Each message says what happ
 line prints it without a traceback and exits with `exit_code`, so that scripts can tell the groups apart:
 
     2  the call was wrong (typer's own code for usage errors)
-    3  the input can not be used (an image, a data set, a shard, a manifest)
+    3  the input can not be used, or its path leads nowhere (an image, a data set, a shard, a manifest)
     4  the configuration, a service or the disk is in the way
     5  a key is missing, locked or wrong
     6  the caller is not authorised
@@ -59,6 +59,10 @@ class InputError(DmcpError):
     """Something handed in can not be used."""
 
     exit_code = 3
+
+
+class NoSuchPath(InputError):
+    """A file or folder that was named is not there, or is the one where the other is needed."""
 
 
 class UnsupportedImage(InputError):

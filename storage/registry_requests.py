@@ -263,7 +263,7 @@ def _request(session: Session, request_id: str) -> Request:
 
 
 def _no_request(request_id: str) -> NotFound:
-    return NotFound(f"No request has the id {request_id[:64]!a}.", "`dmcp access list` shows the requests.")
+    return NotFound(f"No request has the id {request_id[:64]!a}.", "`dmcp requests` shows them.")
 
 
 def _not_claimable(request: Request) -> DmcpError:

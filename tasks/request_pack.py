@@ -5,7 +5,15 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from storage.errors import CorruptManifest, InputError, NotProtected, TooLarge, UnsupportedFormat, UnsupportedImage
+from storage.errors import (
+    CorruptManifest,
+    InputError,
+    NoSuchPath,
+    NotProtected,
+    TooLarge,
+    UnsupportedFormat,
+    UnsupportedImage,
+)
 from storage.files import Progress, write_atomic
 from storage.manifest import MANIFEST_NAME, Manifest, parse_manifest
 from storage.objects import MAX_IN_MEMORY
@@ -135,7 +143,7 @@ def _open(source: Path, budget: Budget, shown: str | None = None) -> _Opened:
     if source.is_dir():
         return _open_folder(source, budget)
     if not source.is_file():
-        raise InputError(f"{shown or source} does not exist.", "Name a folder, a tar, a zip, or a published data set.")
+        raise NoSuchPath(f"{shown or source} does not exist.", "Name a folder, a tar, a zip, or a published data set.")
     with source.open("rb") as file:
         magic = file.read(4)
     if not magic:

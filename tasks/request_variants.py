@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from storage.errors import InputError, NotFound, UsageError
+from storage.errors import NoSuchPath, NotFound, UsageError
 from storage.manifest import Manifest, read_manifest
 from storage.names import DATASET_PATTERN
 from storage.objects import ObjectStore
@@ -19,13 +19,13 @@ def parse_published(source: str | Path) -> tuple[str, str] | None:
     A path that exists wins over a data set of the same name: write `DATASET@latest` for that.
 
     Raises:
-        InputError: neither a path that exists nor the name of a data set.
+        NoSuchPath: neither a path that exists nor the name of a data set.
     """
     if Path(source).exists():
         return None
     match = re.fullmatch(rf"({DATASET_PATTERN})(?:@([A-Za-z0-9]+))?", str(source))
     if match is None:
-        raise InputError(
+        raise NoSuchPath(
             f"{source} does not exist.", "Name a folder, a tar, a zip, or a published version: DATASET@VERSION."
         )
     return match[1], match[2] or "latest"

@@ -87,6 +87,7 @@ def verify(
     The private key is not needed. Entries after the last checkpoint are chained, but nothing outside the database
     vouches for them yet.
     """
+    _check_there([path for path in (public_key, *(checkpoint or ()), export) if path is not None])
     with _log() as log:
         anchors = _anchors(log, public_key, checkpoint or [], offline)
         with console.progress("Verifying") as progress:
@@ -99,6 +100,15 @@ def verify(
                 verdict = check_chain(read_export(export), anchors)
     _show_verdict(verdict)
     verdict.check()
+
+
+def _check_there(paths: list[Path]) -> None:
+    """That the files to check by are there: of `verify`, exit code 3 means an altered log and nothing else."""
+    from storage.errors import SettingsError
+
+    for path in paths:
+        if not path.is_file():
+            raise SettingsError(f"There is no file {path}, so nothing was verified.", "Check the path.")
 
 
 def _anchors(log: AuditLog, public_key: Path | None, copies: list[Path], offline: bool) -> Anchors:

@@ -40,13 +40,18 @@ def inspect(
 
     Exit code 7 when none of the files is a protected image.
     """
-    from storage.errors import DmcpError
+    from storage.errors import DmcpError, NoSuchPath
     from tasks.method.known import profile_of
     from tasks.restore import read_header
 
     rows: list[tuple[object, ...]] = []
     failures: list[DmcpError] = []
     for path in images:
+        if path.is_dir():
+            raise NoSuchPath(
+                f"{path} is a folder; PNG files are needed.",
+                f"Name files in it; of a variant's shards: dmcp export {path} FOLDER --as imagefolder, then those.",
+            )
         try:
             header = read_header(path.read_bytes(), str(path))
         except DmcpError as error:

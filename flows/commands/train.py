@@ -71,16 +71,16 @@ def find_variant(given: str, dataset: str | None) -> Path:
     """The folder that is meant: a path that exists, else one of the three variants of a data set.
 
     Raises:
-        NotFound: neither.
+        NoSuchPath: neither.
     """
-    from storage.errors import NotFound
+    from storage.errors import NoSuchPath
     from storage.settings import settings
 
     path = Path(given)
     if not path.is_dir() and given in _NAMES:
         path = settings().data_path(dataset or "sample", given)
     if not path.is_dir():
-        raise NotFound(
+        raise NoSuchPath(
             f"There is no variant {given}.", "Name its folder, or clean, protected or recovered and --dataset."
         )
     return path

@@ -174,6 +174,25 @@ def test_inspect_shows_what_a_protected_image_says(home: Path, tmp_path: Path) -
     assert "NotProtected" in shown
     assert "never protected" in dmcp("inspect", tmp_path / "plain.png", code=7).stderr
     dmcp("inspect", tmp_path / "plain.png", tmp_path / "plain.png", code=7)
+    assert "dmcp export" in dmcp("inspect", tmp_path, code=3).stderr
+
+
+def test_a_path_that_leads_nowhere_has_one_exit_code(home: Path, tmp_path: Path) -> None:
+    make_variant(tmp_path / "v", dataset="pets")
+    dmcp("key", "create", "pets")
+    nowhere = tmp_path / "nowhere"
+    for command in (
+        ("inspect", nowhere),
+        ("verify", nowhere),
+        ("train", nowhere),
+        ("export", nowhere, tmp_path / "out"),
+        ("publish", nowhere),
+        ("protect", nowhere, tmp_path / "out"),
+        ("data", "get", "imagefolder", tmp_path / "out", "--path", nowhere),
+        ("request", nowhere, "--token", "x", "--subset", nowhere),
+        ("access", "terms", "set", "pets", nowhere),
+    ):
+        assert str(nowhere) in dmcp(*command, code=3).stderr
 
 
 # --- requests --------------------------------------------------------------------------------------------------------
@@ -202,7 +221,7 @@ def test_who_hands_in_without_a_right_is_told_so(home: Path, tmp_path: Path, mon
     dmcp("request", tmp_path / "nothing", code=3)
     said = dmcp("request", "nowhere", code=6).stderr
     assert said.index("no file or folder nowhere here") < said.index("ann holds no grant for nowhere")
-    dmcp("restore", "0" * 32, tmp_path / "out", code=8)
+    assert "`dmcp requests` shows" in dmcp("restore", "0" * 32, tmp_path / "out", code=8).stderr
     dmcp("restore", request_id, tmp_path / "in", code=2)
 
 
