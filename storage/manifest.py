@@ -133,7 +133,7 @@ def verify_variant(folder: Path, progress: Progress | None = None) -> Manifest:
     total = sum(shard.bytes for shard in manifest.shards)
     done = 0
     for shard in manifest.shards:
-        _verify_shard(folder / shard.name, shard)
+        verify_shard(folder / shard.name, shard)
         done += shard.bytes
         if progress is not None:
             progress(shard.name, done, total)
@@ -145,7 +145,12 @@ def verify_variant(folder: Path, progress: Progress | None = None) -> Manifest:
     return manifest
 
 
-def _verify_shard(path: Path, shard: ShardInfo) -> None:
+def verify_shard(path: Path, shard: ShardInfo) -> None:
+    """Check that a shard is the one its manifest names.
+
+    Raises:
+        CorruptShard: it is missing, or its size or SHA-256 differs.
+    """
     again = "Fetch or build the variant again."
     if not path.is_file():
         raise CorruptShard(f"The shard {path} is missing.", again)

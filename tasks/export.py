@@ -4,7 +4,7 @@ from pathlib import Path
 
 from storage.errors import DatasetError, UsageError
 from storage.files import Progress, replace_directory
-from storage.manifest import read_manifest
+from storage.manifest import read_manifest, verify_shard
 from storage.shards import read_shard
 
 
@@ -21,7 +21,7 @@ def export_imagefolder(variant: Path, out: Path, progress: Progress | None = Non
 
     Raises:
         UsageError: `out` is not empty.
-        CorruptManifest, CorruptShard: the variant is damaged.
+        CorruptManifest, CorruptShard: the variant is damaged: a shard is not the one its manifest names.
         DatasetError: an image has no label.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -32,6 +32,7 @@ def export_imagefolder(variant: Path, out: Path, progress: Progress | None = Non
         for name in manifest.classes:
             (work / name).mkdir()
         for shard in manifest.shards:
+            verify_shard(variant / shard.name, shard)
             for sample in read_shard(variant / shard.name):
                 if sample.label is None or sample.label >= len(manifest.classes):
                     raise DatasetError(f"The image {sample.key} in {variant} has no class.", "Build the variant again.")

@@ -1,11 +1,12 @@
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from torchvision.datasets import ImageFolder
 
-from storage.errors import CorruptManifest, DatasetError, UsageError
-from storage.manifest import Manifest, write_manifest
+from storage.errors import CorruptManifest, CorruptShard, DatasetError, UsageError
+from storage.manifest import Manifest, read_manifest, write_manifest
 from storage.shards import Sample, write_shard
 from tasks.export import export_imagefolder
 from tasks.variants import load_arrays
@@ -41,4 +42,15 @@ def test_images_without_a_class(tmp_path: Path) -> None:
     write_manifest(tmp_path / "v", Manifest(dataset="x", split="train", classes=["a"], shards=[shard]))
     with pytest.raises(DatasetError, match="no class"):
         export_imagefolder(tmp_path / "v", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_shard_with_a_wrong_byte_is_not_written(small_variant: Path, tmp_path: Path) -> None:
+    variant = Path(shutil.copytree(small_variant, tmp_path / "v"))
+    shard = variant / read_manifest(variant).shards[-1].name
+    content = bytearray(shard.read_bytes())
+    content[512 + 64] ^= 1  # inside the first PNG: no reader of tar files notices
+    shard.write_bytes(content)
+    with pytest.raises(CorruptShard, match="SHA-256 differs"):
+        export_imagefolder(variant, tmp_path / "out")
     assert not (tmp_path / "out").exists()
