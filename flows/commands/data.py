@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -32,7 +33,7 @@ def get(
     """Build the clean variants of a data set: OUT/clean (what is protected later) and OUT/test (what never is).
 
     One's own images: dmcp data get imagefolder OUT --path FOLDER --dataset NAME, where FOLDER has a folder of PNG or
-    JPEG files for each class.
+    JPEG files for each class. Variants that OUT holds are replaced, those of another data set never.
     """
     report = _download(name, out, _parameters(name, path, common.parse_sets(sets)), dataset)
     clean = console.shown(out / "clean")
@@ -50,6 +51,25 @@ def get(
     )
 
 
+def _check_out(out: Path, dataset: str) -> None:
+    """See that no variant in OUT belongs to another data set: two of it would be replaced, and a third published.
+
+    Raises:
+        UsageError: one does.
+    """
+    from storage.errors import CorruptManifest, UsageError
+    from storage.manifest import read_manifest
+
+    for folder in (out / name for name in ("clean", "test", "protected", "recovered")):
+        with suppress(CorruptManifest):  # there is none, or a damaged one, which building it again mends
+            held = read_manifest(folder).dataset
+            if held != dataset:
+                raise UsageError(
+                    f"{console.shown(folder)} holds the data set {held}, not {dataset}; nothing is replaced.",
+                    f"Name another folder than {console.shown(out)}, or give --dataset {held} if it is the same one.",
+                )
+
+
 def _parameters(name: str, path: Path | None, extra: dict[str, Any]) -> dict[str, Any]:
     """The loader's parameters: those of params.yaml where it knows the name, then the options."""
     from tasks.params import PARAMS_FILE, deep_merge, known_datasets, load_params
@@ -64,10 +84,13 @@ def _parameters(name: str, path: Path | None, extra: dict[str, Any]) -> dict[str
 
 def _download(name: str, out: Path, parameters: dict[str, Any], dataset: str | None) -> DownloadReport:
     from storage.settings import settings
+    from tasks import datasets
     from tasks.download import download_dataset
     from tasks.ledger import LEDGER_NAME
 
     loader = str(parameters.pop("source", name))
+    datasets.get(loader)  # a name that nobody knows is said first
+    _check_out(out, dataset or name)
     with console.progress(f"Building {dataset or name}") as progress:
         return download_dataset(
             loader,

@@ -138,6 +138,21 @@ def test_data_get_builds_both_variants(home: Path, tmp_path: Path) -> None:
     dmcp("data", "get", "nothing", out, code=8)
 
 
+def test_data_get_replaces_no_other_data_set(home: Path, tmp_path: Path) -> None:
+    small = ("--set", "train_limit=8", "--set", "test_limit=8")
+    out = tmp_path / "v"
+    dmcp("data", "get", "sample", out, "--dataset", "mine", *small)
+    before = {path: path.read_bytes() for path in out.rglob("*.*")}
+    said = dmcp("data", "get", "sample", out, "--dataset", "other", *small, code=2).stderr
+    assert f"{out / 'clean'} holds the data set mine, not other" in said
+    dmcp("data", "get", "sample", out, code=2)
+    assert {path: path.read_bytes() for path in out.rglob("*.*")} == before
+    dmcp("data", "get", "sample", out, "--dataset", "mine", *small)
+    (out / "clean").rename(out / "protected")
+    (out / "test").rename(tmp_path / "test")
+    assert "protected holds" in dmcp("data", "get", "sample", out, "--dataset", "other", *small, code=2).stderr
+
+
 def test_data_get_takes_a_folder_of_ones_own(home: Path, tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     for label in ("cat", "dog"):
