@@ -14,6 +14,7 @@ from flows import console
 from flows.commands import common
 
 if TYPE_CHECKING:
+    from storage.manifest import Manifest
     from tasks.params import SurrogateParams
 
 PANEL = "Of the version, from s3:// to s3://"
@@ -29,7 +30,7 @@ def protect(
         str, typer.Argument(metavar="CLEAN", help="A clean variant, shards with manifest.json: a folder or an s3://.")
     ],
     protected: Annotated[
-        str, typer.Argument(metavar="PROTECTED", help="The folder to make; or the s3:// where it is published.")
+        str, typer.Argument(metavar="PROTECTED", help="The folder to make (again); or the s3:// to publish at.")
     ],
     surrogate: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A surrogate, model.pt; without one, one is trained on CLEAN.")
@@ -67,9 +68,12 @@ def protect(
     from flows.services import prefect_server
     from storage.keys import open_vault
     from storage.settings import settings
+    from tasks.protect_checks import check_target
 
     source, target = Path(clean), Path(protected)
-    name = _dataset(source, dataset)
+    manifest = _manifest(source, dataset)
+    name = manifest.dataset
+    check_target(source, target, manifest)
     values = common.parse_sets(sets)
     over = {"surrogate": values.pop("surrogate", {}), "protect": values}
     params = common.params_for(name, over)
@@ -101,8 +105,8 @@ def streams(clean: str, protected: str, said: bool) -> bool:
     return is_address(clean)
 
 
-def _dataset(clean: Path, wanted: str | None) -> str:
-    """The data set's name, the manifest's.
+def _manifest(clean: Path, wanted: str | None) -> Manifest:
+    """What is to be protected.
 
     Raises:
         CorruptManifest: no variant; the cure for a folder of images is in the message.
@@ -116,13 +120,13 @@ def _dataset(clean: Path, wanted: str | None) -> str:
             f"{clean} is no variant: it has no {MANIFEST_NAME}.",
             f"If it is a folder of class folders: dmcp data get imagefolder OUT --path {clean} --dataset NAME",
         )
-    name = read_manifest(clean).dataset
-    if wanted not in (None, name):
+    manifest = read_manifest(clean)
+    if wanted not in (None, manifest.dataset):
         raise UsageError(
-            f"{clean} holds the data set {name}, not {wanted}.",
+            f"{clean} holds the data set {manifest.dataset}, not {wanted}.",
             f"Leave --dataset out, or build the variant under that name: dmcp data get ... --dataset {wanted}",
         )
-    return name
+    return manifest
 
 
 def _surrogate(clean: Path, section: SurrogateParams) -> Path:

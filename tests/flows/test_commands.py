@@ -177,6 +177,18 @@ def test_protect_says_what_is_missing(home: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "p").exists()
 
 
+def test_protect_replaces_nothing_of_the_owners(home: Path, tmp_path: Path) -> None:
+    make_variant(tmp_path / "clean", dataset="pets")
+    make_variant(tmp_path / "recovered", dataset="pets")
+    dmcp("key", "create", "pets")
+    before = {path: path.read_bytes() for path in tmp_path.glob("*/*.*")}
+    (tmp_path / "link").symlink_to(tmp_path / "clean")
+    for target in ("clean", "link", "recovered", "clean/protected", ""):
+        said = dmcp("protect", tmp_path / "clean", tmp_path / target, code=2).stderr
+        assert "Name" in said
+    assert {path: path.read_bytes() for path in tmp_path.glob("*/*.*") if path.parent.name != "link"} == before
+
+
 def test_inspect_shows_what_a_protected_image_says(home: Path, tmp_path: Path) -> None:
     key = DataKey(bytes(32), "pets")
     clean = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
