@@ -49,6 +49,7 @@ def train(
     values = common.parse_sets(sets)
     params = common.params_for(name, {"train": values}).train
     model, record = _places(folder, seed, out, plain=not values)
+    _check_out(model)
     tracking = open_tracking(settings())
     with console.progress(f"Training {params.architecture} on {console.shown(folder)}, seed {seed}") as progress:
         metrics = train_variant(
@@ -93,6 +94,25 @@ def _places(folder: Path, seed: int, out: Path | None, plain: bool) -> tuple[Pat
         return folder.parent / "models" / name, folder.parent / "metrics" / f"train-{name}.json"
     chosen = out or folder.parent / "trained" / name
     return chosen, chosen / "metrics.json"
+
+
+def _check_out(model: Path) -> None:
+    """See that only an earlier model is replaced.
+
+    Raises:
+        UsageError: the folder holds something else, or a variant too.
+    """
+    from storage.errors import UsageError
+    from storage.manifest import MANIFEST_NAME
+
+    if model.exists() and not model.is_dir():
+        raise UsageError(f"{model} is a file, not a folder.", "Name another folder.")
+    ours = (model / "model.pt").is_file() and not (model / MANIFEST_NAME).exists()
+    if model.is_dir() and any(model.iterdir()) and not ours:
+        raise UsageError(
+            f"{model} holds something else than an earlier model and is not replaced.",
+            "Name another folder, or remove this one first.",
+        )
 
 
 def _tell(dataset: str, folder: Path, model: Path, record: Path, metrics: dict[str, Any]) -> None:

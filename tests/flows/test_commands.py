@@ -189,6 +189,16 @@ def test_protect_replaces_nothing_of_the_owners(home: Path, tmp_path: Path) -> N
     assert {path: path.read_bytes() for path in tmp_path.glob("*/*.*") if path.parent.name != "link"} == before
 
 
+def test_train_replaces_nothing_but_a_model(home: Path, tmp_path: Path) -> None:
+    make_variant(tmp_path / "v")
+    make_variant(tmp_path / "test")
+    (tmp_path / "file").touch()
+    for out in ("v", "file", ""):
+        said = dmcp("train", tmp_path / "v", "--out", tmp_path / out, code=2).stderr
+        assert "Name another folder" in said
+    dmcp("verify", tmp_path / "v")
+
+
 def test_inspect_shows_what_a_protected_image_says(home: Path, tmp_path: Path) -> None:
     key = DataKey(bytes(32), "pets")
     clean = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
