@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
 import typer
 
@@ -15,7 +16,7 @@ from flows.commands import common
 
 if TYPE_CHECKING:
     from storage.manifest import Manifest
-    from tasks.params import SurrogateParams
+    from tasks.params import Params, ProtectParams, SurrogateParams
 
 PANEL = "Of the version, from s3:// to s3://"
 
@@ -33,7 +34,13 @@ def protect(
         str, typer.Argument(metavar="PROTECTED", help="The folder to make (again); or the s3:// to publish at.")
     ],
     surrogate: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="A surrogate, model.pt; without one, one is trained on CLEAN.")
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            exists=True,
+            dir_okay=False,
+            help="A surrogate, model.pt, of the same classes; without one, one is trained on CLEAN.",
+        ),
     ] = None,
     dataset: Annotated[
         str | None, typer.Option(help="The data set: its key and its entry in params.yaml. Default: the manifest's.")
@@ -50,7 +57,8 @@ def protect(
     """Protect a variant under the data set's newest key. Images that nothing fits are left out and reported.
 
     Parameters are those of params.yaml; --set changes them, as in --set exact.set.amplitude=10 (or, for the network
-    that is trained first, --set surrogate.epochs=3).
+    that is trained first, --set surrogate.epochs=3). PROTECTED is replaced only if it is an earlier protected variant
+    of this data set; the test split, and what is protected already, is refused.
 
     From one s3://BUCKET/PREFIX to another, a shard at a time: CLEAN is never copied here as a whole, and what is made
     is published there, as `dmcp publish` does it. That needs --surrogate.
@@ -59,6 +67,8 @@ def protect(
     from storage.files import write_atomic
 
     about = About(contact, creator, url, date.date() if date else None)
+    values = common.parse_sets(sets)
+    check_sets(values, surrogate)
     if streams(clean, protected, said=terms is not None or about != About()):
         from flows.commands import protect_stream
 
@@ -66,24 +76,73 @@ def protect(
         return
     from flows.protect import run_protect
     from flows.services import prefect_server
-    from storage.keys import open_vault
-    from storage.settings import settings
-    from tasks.protect_checks import check_target
 
     source, target = Path(clean), Path(protected)
     manifest = _manifest(source, dataset)
-    name = manifest.dataset
-    check_target(source, target, manifest)
-    values = common.parse_sets(sets)
+    _check_folders(source, target, manifest)
     over = {"surrogate": values.pop("surrogate", {}), "protect": values}
-    params = common.params_for(name, over)
-    key_id = open_vault(settings()).current(name).key_id
-    model = surrogate or _surrogate(source, params.surrogate)
+    params = common.params_for(manifest.dataset, over)
+    key_id = ready_key(manifest.dataset)
+    model = ready_surrogate(surrogate, manifest, params.protect) if surrogate else _train(source, manifest, params)
     with prefect_server():
         metrics = run_protect(source, target, model, params.protect, key_id)
-    report = target.with_name(f"{target.name}.report.json")
+    place = Path(os.path.abspath(target))  # noqa: PTH100 - `.` has no name, and a link keeps its own
+    report = place.with_name(f"{place.name}.report.json")
     write_atomic(report, json.dumps(metrics, indent=2).encode() + b"\n")
-    _tell(name, target, report, metrics)
+    _tell(manifest.dataset, target, report, metrics)
+
+
+def check_sets(values: dict[str, Any], surrogate: Path | None) -> None:
+    """Raises UsageError when parameters are given of a surrogate that is not trained."""
+    from storage.errors import UsageError
+
+    if surrogate is not None and "surrogate" in values:
+        raise UsageError(
+            "--set surrogate... says how one is trained, and --surrogate names one that is.", "Leave one of them out."
+        )
+
+
+def ready_key(dataset: str) -> str:
+    """The id of the data set's newest key, which the vault gives: better known now than when a surrogate is trained.
+
+    Raises:
+        UnknownKey, VaultLocked: it does not.
+    """
+    from flows.access import data_key
+    from storage.keys import open_vault
+    from storage.settings import settings
+
+    key_id = open_vault(settings()).current(dataset).key_id
+    data_key(key_id)
+    return key_id
+
+
+def ready_surrogate(path: Path, manifest: Manifest, section: ProtectParams) -> Path:
+    """The surrogate that was named, when it and the method's parameters fit together and to the variant.
+
+    Raises:
+        ParameterError, UsageError, DatasetError: they do not.
+    """
+    from tasks.protect import method_named
+    from tasks.protect_checks import check_surrogate, doubts
+
+    info = check_surrogate(path, manifest, method_named(section.model_dump()).layer)
+    _warn(doubts(path, info.architecture, len(info.classes)))
+    return path
+
+
+def _warn(sentences: list[str]) -> None:
+    for sentence in sentences:
+        console.note(f"Warning: {sentence}")
+
+
+def _check_folders(source: Path, target: Path, manifest: Manifest) -> None:
+    """See that the source is clean and that nothing is destroyed. Raises InputError, UsageError."""
+    from tasks.protect_checks import check_clean, check_split, check_target
+
+    check_split(manifest, str(source))
+    check_target(source, target, manifest)
+    check_clean(manifest, str(source), lambda shard: _open_shard(source / shard))
 
 
 def streams(clean: str, protected: str, said: bool) -> bool:
@@ -127,6 +186,32 @@ def _manifest(clean: Path, wanted: str | None) -> Manifest:
             f"Leave --dataset out, or build the variant under that name: dmcp data get ... --dataset {wanted}",
         )
     return manifest
+
+
+def _open_shard(path: Path) -> BinaryIO:
+    """A shard's file. Raises CorruptShard where there is none."""
+    from storage.errors import CorruptShard
+
+    try:
+        return path.open("rb")
+    except FileNotFoundError as error:
+        raise CorruptShard(f"The shard {path} is missing.", "Fetch or build the variant again.") from error
+
+
+def _train(clean: Path, manifest: Manifest, params: Params) -> Path:
+    """A surrogate of this variant, trained when all that is known before fits together.
+
+    Raises:
+        ParameterError: parameters do not fit together.
+    """
+    from tasks.protect import method_named
+    from tasks.protect_checks import check_network, doubts
+
+    section, classes = params.surrogate, len(manifest.classes)
+    check_network(section, classes, method_named(params.protect.model_dump()).layer)
+    model = _surrogate(clean, section)
+    _warn(doubts(model, section.architecture, classes))
+    return model
 
 
 def _surrogate(clean: Path, section: SurrogateParams) -> Path:

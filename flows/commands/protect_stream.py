@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from flows import console
 from flows.commands import common
 
 if TYPE_CHECKING:
     from storage.croissant import About
+    from storage.manifest import Manifest
+    from storage.objects import ObjectStore
+    from tasks.protect_checks import Readable
 
 
 def run(
@@ -25,14 +30,15 @@ def run(
     """Protect and publish, a shard at a time; arguments as those of `dmcp protect`.
 
     Raises:
-        UsageError: no surrogate is given, or another data set's name than the variant has.
+        UsageError: no surrogate is given, or one of other classes; another data set's name than the variant has; or
+            what lies there is the test split, or protected already.
         DmcpError: as `flows.protect_stream.run_protect_stream`.
     """
+    from flows.commands.protect import ready_key, ready_surrogate
     from flows.protect_stream import run_protect_stream
     from flows.services import prefect_server
     from storage.errors import UsageError
     from storage.files import write_atomic
-    from storage.keys import open_vault
     from storage.settings import settings
 
     if surrogate is None:
@@ -40,9 +46,11 @@ def run(
             "From s3:// to s3:// no surrogate is trained: that takes the whole variant.",
             "Train one on a part that fits (dmcp train PART --test TEST) and name its model.pt: --surrogate FILE",
         )
-    name = _dataset(source, dataset)
+    manifest = _manifest(source, dataset)
+    name = manifest.dataset
     params = common.params_for(name, {"protect": common.parse_sets(sets)}).protect
-    key_id = open_vault(settings()).current(name).key_id
+    key_id = ready_key(name)
+    ready_surrogate(surrogate, manifest, params)
     text = terms.read_text(encoding="utf-8") if terms else None
     with prefect_server():
         metrics = run_protect_stream(source, target, surrogate, params, key_id, text, about)
@@ -51,17 +59,46 @@ def run(
     _tell(name, target, report, metrics)
 
 
-def _dataset(source: str, wanted: str | None) -> str:
-    """The data set's name, as the manifest in the bucket has it."""
+def _manifest(source: str, wanted: str | None) -> Manifest:
+    """What is to be protected, as the manifest in the bucket has it.
+
+    Raises:
+        UsageError: another name is wanted than the variant has, or it is the test split, or protected already.
+    """
     from storage.addresses import open_address, read_remote_manifest
     from storage.errors import UsageError
     from storage.settings import settings
+    from tasks.protect_checks import check_clean, check_split
 
     with common.object_store():
-        name = read_remote_manifest(open_address(settings(), source)).dataset
-    if wanted not in (None, name):
-        raise UsageError(f"{source} holds the data set {name}, not {wanted}.", "Leave --dataset out.")
-    return name
+        place = open_address(settings(), source)
+        manifest = read_remote_manifest(place)
+        if wanted not in (None, manifest.dataset):
+            raise UsageError(f"{source} holds the data set {manifest.dataset}, not {wanted}.", "Leave --dataset out.")
+        check_split(manifest, source)
+        check_clean(manifest, source, lambda name: _arriving(place, name))
+    return manifest
+
+
+@contextmanager
+def _arriving(place: ObjectStore, name: str) -> Iterator[Readable]:
+    """A shard as it comes, for as long as the block lasts. Raises NotFound at the first byte where there is none."""
+    with closing(cast("Generator[bytes, None, None]", place.stream(name, block=1 << 16))) as blocks:
+        yield _Arriving(blocks)
+
+
+class _Arriving:
+    """Blocks of bytes, read as a file is."""
+
+    def __init__(self, blocks: Iterator[bytes]) -> None:
+        self._blocks, self._rest = blocks, b""
+
+    def read(self, size: int, /) -> bytes:
+        """The next bytes, fewer than asked for at the end only."""
+        while len(self._rest) < size and (block := next(self._blocks, b"")):
+            self._rest += block
+        found, self._rest = self._rest[:size], self._rest[size:]
+        return found
 
 
 def _tell(name: str, target: str, report: Path, metrics: dict[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """The commands one by one, on real folders, a real vault, registry and object store."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from storage import errors
 from storage.audit import open_audit_log
 from storage.errors import DmcpError, ParameterError, UsageError
 from storage.keys import open_vault
+from storage.manifest import Manifest, write_manifest
 from storage.registry import open_registry
 from storage.settings import Settings
 from tasks.evaluate import evaluate
@@ -187,6 +189,87 @@ def test_protect_replaces_nothing_of_the_owners(home: Path, tmp_path: Path) -> N
         said = dmcp("protect", tmp_path / "clean", tmp_path / target, code=2).stderr
         assert "Name" in said
     assert {path: path.read_bytes() for path in tmp_path.glob("*/*.*") if path.parent.name != "link"} == before
+
+
+@pytest.fixture
+def pets(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A clean variant with a key; nothing may be trained on it, nor anything be protected."""
+
+    def too_late(*_: object, **__: object) -> None:
+        pytest.fail("it went on")
+
+    monkeypatch.setattr("tasks.surrogate.train_surrogate", too_late)
+    monkeypatch.setattr("flows.protect.run_protect", too_late)
+    make_variant(tmp_path / "clean", dataset="pets")
+    dmcp("key", "create", "pets")
+    return tmp_path / "clean"
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        (["--set", "exact.set.amplitude=0"], "amplitude is 0"),
+        (["--set", "exact.perturbation.steps=0"], "steps is 0"),
+        (["--set", "profile=paper", "--set", "surrogate.architecture=linear"], "no layer 'layer4'"),
+        (["--set", "exact.layer=layer9"], "no layer 'layer9'"),
+        (["--set", "surrogate.architecture=nothing"], "nothing"),
+        (["--surrogate", "nowhere.pt"], "nowhere.pt"),
+        (["--surrogate", "."], "directory"),
+        (["--surrogate", __file__, "--set", "surrogate.epochs=3"], "--surrogate names one that is"),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_trained(pets: Path, options: list[str], said: str) -> None:
+    assert said in dmcp("protect", pets, pets.with_name("p"), *options, code=2).output
+
+
+@pytest.mark.parametrize(
+    "architecture, accuracy, said",
+    [
+        ("resnet18", 0.5, "expect no protection"),
+        ("resnet18", 0.9, ""),
+        ("linear", 0.9, "A linear surrogate protects nothing"),
+    ],
+)
+def test_little_is_expected_of_a_poor_surrogate(
+    pets: Path, monkeypatch: pytest.MonkeyPatch, architecture: str, accuracy: float, said: str
+) -> None:
+    metrics = {"test_accuracy": accuracy, "n_test": 100}
+
+    def train(clean: Path, test: Path, out: Path, *_: object, **__: object) -> dict[str, float]:
+        out.mkdir(parents=True)
+        (out / "metrics.json").write_text(json.dumps(metrics))
+        (out / "model.pt").touch()
+        return metrics
+
+    def protect(*_: object) -> None:
+        raise UsageError("So far.", "And no further.")
+
+    monkeypatch.setattr("tasks.surrogate.train_surrogate", train)
+    monkeypatch.setattr("flows.services.prefect_server", nullcontext)
+    monkeypatch.setattr("flows.protect.run_protect", protect)
+    for _ in range(2):  # the second time it is there
+        told = dmcp("protect", pets, pets.with_name("p"), "--set", f"surrogate.architecture={architecture}", code=2)
+        assert "So far" in told.stderr
+        assert ("Warning:" in told.stderr) == bool(said)
+        assert said in told.stderr
+
+
+def test_a_locked_vault_is_told_before_anything_is_trained(pets: Path, home: Path) -> None:
+    (home / "vault.key").write_bytes(bytes(32))
+    dmcp("protect", pets, pets.with_name("p"), code=5)
+
+
+def test_what_can_not_be_protected_is_told_before_anything_is_trained(pets: Path, tmp_path: Path) -> None:
+    clean = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
+    made = variant_of(tmp_path / "made", "pets", protect_images(clean, DataKey(bytes(32), "pets")))
+    assert "protected already" in dmcp("protect", made, tmp_path / "p", code=2).stderr
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "1.jpg").touch()
+    assert "something else" in dmcp("protect", pets, tmp_path / "photos", code=2).stderr
+    write_manifest(tmp_path / "test", Manifest(dataset="pets", split="test", classes=["cat", "dog"], shards=[]))
+    assert "never protected" in dmcp("protect", tmp_path / "test", tmp_path / "p", code=2).stderr
+    next(pets.glob("*.tar")).unlink()
+    assert "is missing" in dmcp("protect", pets, tmp_path / "p", code=3).stderr
 
 
 def test_train_replaces_nothing_but_a_model(home: Path, tmp_path: Path) -> None:

@@ -90,14 +90,19 @@ def bucket(what: str) -> str:
     return f"s3://test-{what}-{uuid4().hex[:8]}"
 
 
+def placed(variant: Path) -> str:
+    """The address of a bucket of its own that holds the variant now."""
+    address = f"{bucket(variant.name)}/in/sample"
+    at(address).ensure_bucket()
+    for path in variant.iterdir():
+        at(address).put_file(path, path.name)
+    return address
+
+
 @pytest.fixture
 def source(world: Path) -> str:
     """The clean variant in a bucket of its own."""
-    address = f"{bucket('clean')}/in/sample"
-    at(address).ensure_bucket()
-    for path in (world / "data/sample/clean").iterdir():
-        at(address).put_file(path, path.name)
-    return address
+    return placed(world / "data/sample/clean")
 
 
 @pytest.fixture(scope="module")
@@ -349,6 +354,11 @@ def test_by_command(source: str, prefect_api: str, monkeypatch: pytest.MonkeyPat
 
     target = public()
     assert "--surrogate" in dmcp("protect", source, target, code=2)
+    named = ("--surrogate", str(SURROGATE))
+    assert "amplitude is 0" in dmcp("protect", source, target, *named, "--set", "exact.set.amplitude=0", code=2)
+    assert "--surrogate names one" in dmcp("protect", source, target, *named, "--set", "surrogate.epochs=1", code=2)
+    for folder, why in (("protected", "protected already"), ("test", "never protected")):
+        assert why in dmcp("protect", placed(Path("data/sample", folder)), target, *named, code=2)
     assert "both addresses" in dmcp("protect", source, str(tmp_path), code=2)
     assert "dmcp publish" in dmcp("protect", "data/sample/clean", "out", "--contact", "me@example.org", code=2)
     said = dmcp("protect", source, target, "--surrogate", str(SURROGATE), "--contact", "me@example.org")

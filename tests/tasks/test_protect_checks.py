@@ -5,11 +5,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from storage.errors import CorruptShard, UsageError
+from storage.errors import CorruptShard, DatasetError, ParameterError, UsageError
 from storage.manifest import MANIFEST_NAME, Manifest, read_manifest, write_manifest
 from storage.shards import Sample, write_shard
+from tasks.growth import write_trained_on
+from tasks.learning.models import Normalized, build_model
 from tasks.method.seal import DataKey
-from tasks.protect_checks import check_target, first_image, is_protected
+from tasks.models_io import ModelInfo, save_model
+from tasks.params import SurrogateParams
+from tasks.protect_checks import (
+    check_clean,
+    check_network,
+    check_split,
+    check_surrogate,
+    check_target,
+    doubts,
+    first_image,
+    is_guessing,
+    is_protected,
+)
 from tests.protected import protect_images
 from tests.services import make_variant
 from tests.spilled import variant_of
@@ -103,6 +117,96 @@ def test_what_is_no_variant_is_not_replaced(clean: Path, tmp_path: Path) -> None
     (mine / "train-000000.tar").write_bytes(b"no tar")
     with pytest.raises(UsageError, match="can not be told from clean"):
         check(clean, mine)
+
+
+# --- the source ------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_protected_is_not_protected_again(clean: Path, tmp_path: Path) -> None:
+    check_clean(read_manifest(clean), "clean", lambda name: (clean / name).open("rb"))
+    made = protected_variant(tmp_path / "protected")
+    opened: list[str] = []
+    with pytest.raises(UsageError, match=r"protected already.*train-000000.tar"):
+        check_clean(read_manifest(made), "it", lambda name: opened.append(name) or (made / name).open("rb"))
+    assert opened == ["train-000000.tar"]
+    (made / "train-000000.tar").write_bytes((clean / "train-000000.tar").read_bytes())
+    with pytest.raises(UsageError, match=r"protected already.*train-000001.tar"):
+        check_clean(read_manifest(made), "it", lambda name: (made / name).open("rb"))
+
+
+def test_the_test_split_is_not_protected() -> None:
+    for split in ("train", "extra"):
+        check_split(Manifest(dataset="pets", split=split, classes=["cat"], shards=[]), "it")
+    with pytest.raises(UsageError, match="it is the test split of pets"):
+        check_split(Manifest(dataset="pets", split="test", classes=["cat"], shards=[]), "it")
+
+
+# --- the surrogate ---------------------------------------------------------------------------------------------------
+
+SECTION = SurrogateParams(
+    architecture="resnet18", stem="imagenet", recipe="paper", epochs=1, lr=None, batch_size=None, seed=0, snapshots=1,
+    image_size=None, keep=True,
+)  # fmt: skip
+
+
+def network(folder: Path, classes: list[str], architecture: str = "mobilenet_v2") -> Path:
+    folder.mkdir()
+    model = Normalized(build_model(architecture, len(classes), "imagenet"), (0.5,) * 3, (0.25,) * 3)
+    save_model(folder / "model.pt", model, ModelInfo(architecture, "imagenet", classes, 32, 32))
+    return folder / "model.pt"
+
+
+def test_a_network_that_could_be_the_surrogate() -> None:
+    check_network(SECTION, 2, "layer4")
+    check_network(SECTION, 2, "logits")
+    for changed in ({"architecture": "linear"}, {"architecture": "nothing"}):
+        with pytest.raises(ParameterError):
+            check_network(SECTION.model_copy(update=changed), 2, "layer4")
+
+
+def test_a_surrogate_of_these_classes(clean: Path, tmp_path: Path) -> None:
+    manifest = read_manifest(clean)
+    assert check_surrogate(network(tmp_path / "same", ["cat", "dog"]), manifest, "logits").classes == ["cat", "dog"]
+    for number, classes in enumerate((["dog", "cat"], ["car", "bus"], ["cat", "dog", "emu"])):
+        with pytest.raises(UsageError, match="other classes"):
+            check_surrogate(network(tmp_path / str(number), classes), manifest, "logits")
+    with pytest.raises(ParameterError, match="no layer 'layer4'"):
+        check_surrogate(tmp_path / "same" / "model.pt", manifest, "layer4")
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "file", tmp_path / "nothing"):
+        with pytest.raises(DatasetError):
+            check_surrogate(path, manifest, "logits")
+
+
+def test_a_surrogate_of_before_the_data_set_grew(clean: Path, tmp_path: Path) -> None:
+    before = read_manifest(clean)
+    grown = before.model_copy(update={"classes": ["cat", "dog", "emu"]})
+    model = network(tmp_path / "model", ["cat", "dog"])
+    with pytest.raises(ParameterError, match="no record beside it"):
+        check_surrogate(model, grown, "logits")
+    write_trained_on(model.parent, before, {})
+    check_surrogate(model, grown, "logits")
+
+
+def test_what_little_is_to_be_expected_of(tmp_path: Path) -> None:
+    model = tmp_path / "model.pt"
+    assert doubts(model, "resnet18", 10) == []
+    (tmp_path / "metrics.json").write_text("{}")
+    assert doubts(model, "resnet18", 10) == []
+    (tmp_path / "metrics.json").write_text('{"test_accuracy": 0.11, "n_test": 500}')
+    (said,) = doubts(model, "resnet18", 10)
+    assert "11.0% of 500 images right" in said
+    assert "expect no protection" in said
+    (tmp_path / "metrics.json").write_text('{"test_accuracy": 0.31, "n_test": 500}')
+    assert doubts(model, "resnet18", 10) == []
+    assert "protects nothing" in doubts(model, "linear", 10)[0]
+
+
+def test_guessing() -> None:
+    assert is_guessing(0.1, 10_000, 10)
+    assert not is_guessing(0.12, 10_000, 10)
+    assert is_guessing(0.12, 100, 10)
+    assert is_guessing(1.0, 10, 1)
 
 
 # --- the first image of a shard --------------------------------------------------------------------------------------
