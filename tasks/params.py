@@ -209,13 +209,14 @@ def _read(path: Path) -> dict[str, Any]:
 def _entry(raw: Mapping[str, Any], dataset: str, path: Path) -> dict[str, Any]:
     datasets = raw.get("datasets")
     known = datasets if isinstance(datasets, dict) else {}
+    if "." in dataset:
+        raise ParameterError(f"{path}: {dataset!r} holds a dot, which DVC takes for a level.", "Use '-' or '_'.")
     if dataset not in known:
         raise ParameterError(
             f"{path} knows no data set {dataset!r}.",
-            f"It knows {', '.join(known) or 'none'}; a new one needs an entry below `datasets`.",
+            f"It knows {', '.join(known) or 'none'}. For images of your own, in FOLDER, add below `datasets:`\n\n"
+            f"{_own_entry(known, dataset)}",
         )
-    if "." in dataset:
-        raise ParameterError(f"{path}: {dataset!r} holds a dot, which DVC takes for a level.", "Use '-' or '_'.")
     entry = known[dataset]
     # DVC watches datasets.NAME.SECTION and stops when there is none, so a section without changes is written {}.
     missing = [name for name in SECTIONS if not isinstance(entry, dict) or not isinstance(entry.get(name), dict)]
@@ -224,6 +225,16 @@ def _entry(raw: Mapping[str, Any], dataset: str, path: Path) -> dict[str, Any]:
             f"{path}: datasets.{dataset} has no section {missing[0]!r}.", f"Add `{missing[0]}: {{}}` to it."
         )
     return dict(entry)
+
+
+def _own_entry(known: Mapping[str, Any], dataset: str) -> str:
+    """The lines that make a folder of images a data set of params.yaml: those of `imagefolder`, under its own name."""
+    loader: dict[str, Any] = {"source": "imagefolder", "path": "FOLDER"}
+    common = known.get("imagefolder")
+    sections = {"seeds": [0], **{name: {} for name in SECTIONS}}
+    entry = deep_merge(deep_merge(sections, common if isinstance(common, dict) else {}), {"download": loader})
+    text: str = yaml.safe_dump({dataset: entry}, sort_keys=False, default_flow_style=None, width=10_000)
+    return "".join(f"  {line}\n" for line in text.splitlines())
 
 
 def _explained(error: ValidationError, dataset: str, path: Path) -> ParameterError:

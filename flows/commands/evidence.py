@@ -31,6 +31,7 @@ def evaluate_protection(
 
     quick takes less than an hour on two cores, full wants a GPU, tiny only shows that it runs. What was trained before,
     by any preset, is not trained again, and a run that was killed goes on where it was. No key of yours is used.
+    Images of your own need an entry in params.yaml, which is printed where it is missing (docs/evidence.md).
     """
     from flows.graph import select_dataset
     from storage.settings import settings

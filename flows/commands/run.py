@@ -30,7 +30,9 @@ def run(
     from flows.services import prefect_server
     from storage.settings import settings
     from tasks.metrics import read_evaluation
+    from tasks.params import load_params
 
+    load_params(dataset)  # a name that is not known is said before anything is started
     started = time.monotonic()
     console.note(f"Starting what {dataset} needs ...")
     with prefect_server():

@@ -315,6 +315,18 @@ def test_a_path_that_leads_nowhere_has_one_exit_code(home: Path, tmp_path: Path)
         assert str(nowhere) in dmcp(*command, code=3).stderr
 
 
+@pytest.mark.parametrize("command", ["run", "evaluate-protection"])
+def test_an_unknown_data_set_is_told_before_anything_starts(
+    home: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.setattr("flows.services.prefect_server", lambda: pytest.fail("it went on"))
+    said = dmcp(command, "--dataset", "mine", code=2).stderr
+    assert "no data set 'mine'" in said
+    assert "  mine:\n    seeds: [0]\n" in said
+    assert "source: imagefolder" in said
+    assert not home.exists()
+
+
 # --- requests --------------------------------------------------------------------------------------------------------
 
 

@@ -7,7 +7,8 @@ import yaml
 
 from flows.graph import SELECTION, check_selection, select_dataset
 from storage.errors import ParameterError, UsageError
-from tests.flows.world import write_tiny_params
+from tasks.params import load_params
+from tests.flows.world import PROJECT, write_tiny_params
 
 
 @pytest.fixture(autouse=True)
@@ -35,6 +36,20 @@ def test_an_unknown_data_set_leaves_the_selection() -> None:
     with pytest.raises(ParameterError, match="knows no data set"):
         select_dataset("nothing")
     assert yaml.safe_load(SELECTION.read_text())["dataset"] == "sample"
+
+
+def test_what_is_said_of_an_unknown_data_set_makes_it_known(project: Path) -> None:
+    with pytest.raises(ParameterError, match="knows no data set 'mine'") as raised:
+        select_dataset("mine", ["tiny"])
+    lines = raised.value.cure.split("\n\n")[1]
+    params = project / "params.yaml"
+    params.write_text((PROJECT / "params.yaml").read_text() + "\n" + lines)  # `datasets:` comes last in it
+    select_dataset("mine", ["tiny"])
+    assert yaml.safe_load(SELECTION.read_text())["presets"]["mine-tiny"] == {"dataset": "mine", "preset": "tiny"}
+    assert load_params("mine").download.source == "imagefolder"
+    assert load_params("mine").model_dump(exclude={"dataset", "download"}) == load_params("imagefolder").model_dump(
+        exclude={"dataset", "download"}
+    )
 
 
 def test_seeds_that_changed_since_are_noticed(project: Path) -> None:

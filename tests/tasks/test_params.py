@@ -145,3 +145,9 @@ def test_merging_keeps_what_is_not_overridden(base: dict, over: dict) -> None:
     assert deep_merge(base, {}) == base
     assert deep_merge({}, over) == over
     assert set(merged) == set(base) | set(over)
+
+
+def test_photographs_are_scaled_by_every_preset() -> None:
+    presets = load_params("imagefolder", PARAMS).evidence.presets
+    assert set(presets) == set(load_params("sample", PARAMS).evidence.presets)
+    assert {preset.image_size for preset in presets.values()} == {64}
