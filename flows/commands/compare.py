@@ -24,7 +24,7 @@ def compare(
     """Compare the models of a data set's variants, and show what evaluations found of its protection.
 
     Accuracies, and the digests of the data they were trained on, of the models on record in MLflow; then the tables of
-    data/DATASET/evidence/PRESET, which are those of its report.
+    data/DATASET/evidence/PRESET, which are those of its report. Exit code 8 for a name of which nothing is known.
     """
     from storage.settings import settings
     from tasks.tracking import open_tracking
@@ -39,11 +39,32 @@ def compare(
         shown += 1
     if not shown:
         console.finished(
-            f"No finished training {f'on {dataset} ' if dataset else ''}is on record.",
-            then=[f"dmcp run --dataset {dataset or 'sample'}, or dmcp train VARIANT"],
+            f"No finished training {f'on {dataset} ' if dataset else ''}is on record.", then=[_first_step(dataset)]
         )
     elif preset is None:
         console.say("Next: dmcp up shows curves, pictures and models in MLflow")
+
+
+def _first_step(dataset: str | None) -> str:
+    """What makes a first model of a data set.
+
+    Raises:
+        NotFound: neither params.yaml nor the data folder knows it.
+    """
+    from flows.environment import PROJECT
+    from storage.errors import NotFound
+    from storage.settings import settings
+    from tasks.params import PARAMS_FILE, known_datasets
+
+    known = known_datasets(PARAMS_FILE if PARAMS_FILE.exists() else PROJECT / PARAMS_FILE)
+    if dataset is None or dataset in known:
+        return f"dmcp run --dataset {dataset or 'sample'}, or dmcp train VARIANT"
+    if not settings().data_path(dataset).is_dir():
+        raise NotFound(
+            f"Nothing is known of a data set {dataset}.",
+            f"params.yaml has {', '.join(known)}. Without a name, dmcp compare shows all that is known.",
+        )
+    return f"dmcp train clean --dataset {dataset}"
 
 
 def _models(tracking: Tracking, name: str) -> int:
@@ -80,10 +101,9 @@ def _evaluations(dataset: str | None, preset: str | None) -> list[Path]:
         path.parent for path in settings().data.glob(f"{dataset or '*'}/evidence/{preset or '*'}/results.json")
     )
     if preset is not None and not found:
-        name = dataset or "sample"
         raise NotFound(
             f"There is no evaluation {preset}{f' of {dataset}' if dataset else ''}.",
-            f"Make it: dvc repro evaluate-protection@{name}-{preset}",
+            f"Make it: dmcp evaluate-protection --dataset {dataset or 'sample'} --preset {preset}",
         )
     return found
 

@@ -52,4 +52,13 @@ def test_without_a_name_all_that_is_known(data: Path) -> None:
 def test_an_evaluation_that_was_not_made_is_not_found(data: Path) -> None:
     said = compare("one", "--preset", "full", code=8)
     assert "There is no evaluation full of one." in said
-    assert "evaluate-protection@one-full" in said
+    assert "dmcp evaluate-protection --dataset one --preset full" in said
+
+
+def test_a_name_of_which_nothing_is_known(data: Path) -> None:
+    said = compare("nosuch", code=8)
+    assert "Nothing is known of a data set nosuch" in said
+    assert "--dataset nosuch" not in said
+    assert "dmcp run --dataset cifar10" in compare("cifar10")
+    (data / "mine" / "clean").mkdir(parents=True)
+    assert "dmcp train clean --dataset mine" in compare("mine")
