@@ -33,6 +33,8 @@ def run(folder: Path, *arguments: str) -> tuple[int, str]:
     """Exit code and output of the suite below a folder."""
     (folder / "pytest.ini").touch()
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "PYTHONPATH"))}
+    # Of the plugins those that are needed: importing all of them, in each process, takes longer than the rest.
+    environment |= {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_PLUGINS": "xdist.plugin,pytest_timeout"}
     done = subprocess.run(
         [sys.executable, RUN, *arguments], cwd=folder, env=environment, capture_output=True, text=True, check=False
     )

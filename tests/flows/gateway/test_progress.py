@@ -177,13 +177,14 @@ def test_a_session_that_ended_ends_the_stream(strict: Site, monkeypatch: pytest.
 def test_a_stream_outlasts_a_registry_that_is_away(strict: Site, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
     request_id = str(strict.upload(png(2), "image/png").json()["id"])
     log_in(strict)
+    found = checks(monkeypatch, 0.1)
     with listening(
         strict, request_id, *(("user", None) if how == "token" else ("none", strict.client.cookies))
     ) as told:
         next(told)
         with strict.registry.write() as session:
             session.execute(text("ALTER TABLE tokens RENAME TO away"))
-        found = checks(monkeypatch, 0.1)
+        found.clear()
         checked(strict, found, 2)
         with strict.registry.write() as session:
             session.execute(text("ALTER TABLE away RENAME TO tokens"))
