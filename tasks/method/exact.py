@@ -13,6 +13,7 @@ from typing import ClassVar
 
 import numpy as np
 from numba import njit
+from numpy.typing import NDArray
 
 from storage.errors import AlteredImage, ParameterError, PayloadMissing, Refused
 from tasks.method import signs
@@ -29,6 +30,12 @@ SIGNS = {"shared": 1, "rgb": 3}
 _DIGEST_BYTES = 8
 _NO_LABEL = 0xFFFF
 _FIXED = struct.Struct(f">BH{_DIGEST_BYTES}s{SIZE}s")
+_SETTLING = (5, 3, 1, 1)
+"""Weights of a sign's own vote (`signs.settle`), one after the other, for images whose payload does not fit."""
+
+_KEPT = 0.95
+"""Share of the perturbation's energy that simpler signs must keep."""
+
 _MOST_CODE = MAX_PAYLOAD - _FIXED.size - TAG_BYTES
 
 
@@ -84,6 +91,7 @@ class ExactFitted(Fitted):
 
     amplitude: int
     per_pixel: int
+    how: str = "in the pixels"
 
 
 @njit(cache=True, nogil=True)
@@ -150,18 +158,17 @@ class ExactProfile:
         if not fitted:
             return []
         ours = [f for f in fitted if isinstance(f, ExactFitted)]
+        if self.parameters.carrier == "pixels":
+            thresholds, extents = _placed(ours, clean)
+        else:
+            thresholds, extents = np.zeros(len(ours), np.int64), np.zeros(len(ours), np.int64)
         looks = np.stack([f.look for f in ours])
         plain = [
             _plaintext(f, label, image, low)
             for f, label, image, low in zip(ours, labels, clean, _lowest_bits(looks), strict=True)
         ]
-        sizes = np.array([len(p) + TAG_BYTES for p in plain], np.int64)
-        # Where the bits go does not depend on what they are: a trial with zeros gives the header, which is sealed.
+        sizes = _payload_sizes(ours)
         blank = np.zeros((len(ours), int(sizes.max())), np.uint8)
-        if self.parameters.carrier == "pixels":
-            thresholds, extents = expand(looks, blank, sizes)[1:]
-        else:
-            thresholds, extents = np.zeros(len(ours), np.int64), np.zeros(len(ours), np.int64)
         headers = [
             Header(self.number, Embedding(int(t), int(e)).pack(), int(size), key.key_id, image_id)
             for t, e, size, image_id in zip(thresholds, extents, sizes, ids, strict=True)
@@ -177,8 +184,8 @@ class ExactProfile:
         spilled = [None if t else payload for t, payload in zip(thresholds, sealed, strict=True)]
         self._verify(images, headers, spilled, clean, key)
         return [
-            Carried(image, "in the pixels" if payload is None else "beside the pixels", int(size), 0, payload)
-            for image, size, payload in zip(images, sizes, spilled, strict=True)
+            Carried(image, f.how if payload is None else "beside the pixels", int(size), 0, payload)
+            for f, image, size, payload in zip(ours, images, sizes, spilled, strict=True)
         ]
 
     def _verify(
@@ -208,6 +215,60 @@ class ExactProfile:
             except Refused as refusal:
                 results.append(refusal)
         return results
+
+
+def _placed(fitted: list[ExactFitted], clean: Images) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Thresholds and extents of the payloads in their images; 0 where one does not fit.
+
+    Where it does not, simpler signs are tried, and where those fit, `fitted` has them from then on: a payload that is
+    beside the pixels is easily lost, and so few signs more or less protect as well.
+    """
+    thresholds, extents = _trial(fitted)
+    simpler = list(fitted)
+    for weight in _SETTLING:
+        left = np.flatnonzero(thresholds == 0)
+        if not len(left):
+            break
+        for i in left:
+            simpler[i] = _settled(simpler[i], clean[i], weight)
+        thresholds[left], extents[left] = _trial([simpler[i] for i in left])
+        for i in left[thresholds[left] > 0]:
+            fitted[i] = simpler[i]
+    return thresholds, extents
+
+
+def _trial(fitted: list[ExactFitted]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Thresholds and extents: where the bits go does not depend on what they are, so zeros stand in for them."""
+    sizes = _payload_sizes(fitted)
+    blank = np.zeros((len(fitted), int(sizes.max())), np.uint8)
+    thresholds, extents = expand(np.stack([f.look for f in fitted]), blank, sizes)[1:]
+    return thresholds, extents
+
+
+def _payload_sizes(fitted: list[ExactFitted]) -> NDArray[np.int64]:
+    """Bytes of the sealed payloads."""
+    return np.array([_FIXED.size + len(f.secret) + TAG_BYTES for f in fitted], np.int64)
+
+
+def _settled(fitted: ExactFitted, clean: Images, weight: int) -> ExactFitted:
+    """The same with simpler signs (`signs.settle`); itself where those would move fewer samples.
+
+    At an end of their range samples move one way only, and signs that all point the other way are no protection.
+    """
+    before = np.empty((*clean.shape[:2], fitted.per_pixel), np.int8)
+    after, look, code = np.empty_like(before), np.empty_like(clean), np.empty(2 * clean.size, np.uint8)
+    signs.nearest(clean, fitted.look, before)
+    signs.settle(before, weight, after)
+    signs.perturb(clean, after, fitted.amplitude, look)
+    size = signs.encode(clean, look, after, fitted.amplitude, code)
+    if not 0 <= size <= _MOST_CODE or _energy(look, clean) < _KEPT * _energy(fitted.look, clean):
+        return fitted
+    how = "in the pixels, of simpler signs"
+    return ExactFitted(look, code[:size].tobytes(), fitted.amplitude, fitted.per_pixel, how)
+
+
+def _energy(look: Images, clean: Images) -> float:
+    return float(np.square(look.astype(np.int16) - clean).mean())
 
 
 def _opened(look: Images, header: Header, payload: bytes | None, inside: bool, key: DataKey) -> Recovered:

@@ -174,6 +174,23 @@ def decode(code, image, per_pixel, amplitude, out):  # type: ignore[no-untyped-d
 
 
 @njit(cache=True, nogil=True)
+def settle(signs, weight, out):  # type: ignore[no-untyped-def]
+    """Write signs to `out` that cost fewer bits: each takes that of its eight neighbours where they outvote it.
+
+    Both int8 [h, w, 1 or 3]; `weight` is what its own vote counts. On a draw a sign stays.
+    """
+    height, width, per_pixel = signs.shape
+    for y in range(height):
+        for x in range(width):
+            for k in range(per_pixel):
+                votes = (weight - 1) * np.int64(signs[y, x, k])
+                for i in range(max(y - 1, 0), min(y + 2, height)):
+                    for j in range(max(x - 1, 0), min(x + 2, width)):
+                        votes += signs[i, j, k]
+                out[y, x, k] = signs[y, x, k] if votes == 0 else (1 if votes > 0 else -1)
+
+
+@njit(cache=True, nogil=True)
 def nearest(clean, wanted, signs):  # type: ignore[no-untyped-def]
     """Write the signs that point to a wanted look to `signs`, int8 [h, w, 1 or 3].
 

@@ -135,3 +135,23 @@ def test_evidence_is_divided_exactly() -> None:
     for unit in {samples * amplitude for samples in (1, 3) for amplitude in range(1, 128)}:
         dividends = np.arange(26 * unit, dtype=np.int64)
         assert np.array_equal(dividends * signs._part(unit) >> 32, dividends // (2 * unit))
+
+
+def test_settled_signs_are_what_their_neighbours_vote() -> None:
+    lone = np.ones((5, 5, 1), np.int8)
+    lone[2, 2] = lone[0, 0] = -1
+    out = np.empty_like(lone)
+    signs.settle(lone, 5, out)
+    assert (out == np.where(np.arange(25).reshape(5, 5, 1) == 0, -1, 1)).all(), "a corner has three neighbours"
+    signs.settle(lone, 1, out)
+    assert (out == 1).all()
+
+
+@given(images(), PER_PIXEL, SEEDS)
+def test_settled_signs_cost_no_more_by_much(clean: Image, per_pixel: int, seed: int) -> None:
+    sign, amplitude = random_signs(clean, per_pixel, seed), 14
+    settled = np.empty_like(sign)
+    signs.settle(sign, 1, settled)
+    assert set(np.unique(settled)) <= {-1, 1}
+    sizes = [len(encoded(clean, perturbed(clean, s, amplitude), s, amplitude)) for s in (sign, settled)]
+    assert sizes[1] <= sizes[0] + 16
