@@ -74,9 +74,6 @@ def protect(
 
         protect_stream.run(clean, protected, surrogate, dataset, sets, terms, about)
         return
-    from flows.protect import run_protect
-    from flows.services import prefect_server
-
     source, target = Path(clean), Path(protected)
     manifest = _manifest(source, dataset)
     _check_folders(source, target, manifest)
@@ -84,12 +81,20 @@ def protect(
     params = common.params_for(manifest.dataset, over)
     key_id = ready_key(manifest.dataset)
     model = ready_surrogate(surrogate, manifest, params.protect) if surrogate else _train(source, manifest, params)
-    with prefect_server():
-        metrics = run_protect(source, target, model, params.protect, key_id)
+    metrics = _run(source, target, model, params.protect, key_id)
     place = Path(os.path.abspath(target))  # noqa: PTH100 - `.` has no name, and a link keeps its own
     report = place.with_name(f"{place.name}.report.json")
     write_atomic(report, json.dumps(metrics, indent=2).encode() + b"\n")
     _tell(manifest.dataset, target, report, metrics)
+
+
+def _run(source: Path, target: Path, model: Path, section: ProtectParams, key_id: str) -> dict[str, Any]:
+    """`flows.protect.run_protect`, with Prefect, whose import takes seconds: mistakes are told before."""
+    from flows.protect import run_protect
+    from flows.services import prefect_server
+
+    with prefect_server():
+        return run_protect(source, target, model, section, key_id)
 
 
 def check_sets(values: dict[str, Any], surrogate: Path | None) -> None:
