@@ -269,7 +269,7 @@ def checked_version(version: str | None) -> str | None:
     """A published version's id: `latest` would be another one tomorrow. Raises UsageError."""
     if version is not None and not re.fullmatch(VERSION_PATTERN, version):
         raise UsageError(
-            f"{version[:64]!a} is no version's id.", "16 digits 0-9a-f: `dmcp versions DATASET` lists them."
+            f"{version[:64]!a} is no version's id.", "It has 16 digits 0-9a-f; `dmcp publish` printed it."
         )
     return version
 
