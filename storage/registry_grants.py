@@ -268,9 +268,7 @@ def checked_quota(quota: int | None) -> int | None:
 def checked_version(version: str | None) -> str | None:
     """A published version's id: `latest` would be another one tomorrow. Raises UsageError."""
     if version is not None and not re.fullmatch(VERSION_PATTERN, version):
-        raise UsageError(
-            f"{version[:64]!a} is no version's id.", "It has 16 digits 0-9a-f; `dmcp publish` printed it."
-        )
+        raise UsageError(f"{version[:64]!a} is no version's id.", "It has 16 digits 0-9a-f; `dmcp publish` printed it.")
     return version
 
 
