@@ -19,7 +19,7 @@ COMMANDS = [
     *([name] for name in ("run", "sweep")),
     *(["data", name] for name in ("get", "list")),
     *(["key", name] for name in ("create", "list", "rotate", "backup", "restore", "check")),
-    *([name] for name in ("protect", "publish", "pull", "verify", "inspect")),
+    *([name] for name in ("protect", "publish", "withdraw", "pull", "verify", "inspect")),
     *(["access", name] for name in ("add-user", "set-role", "disable", "enable")),
     *(["access", name] for name in ("rotate-token", "add-token", "tokens", "revoke-token")),
     *(["access", name] for name in ("grant", "renew", "revoke", "list", "datasets", "register", "transfer")),
