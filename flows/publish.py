@@ -94,6 +94,7 @@ def publish_once(
 
     Raises:
         VersionsOverlap: there are such versions, and they are to be refused; nothing was sent.
+        CorruptManifest: a version in the bucket is damaged, so that nothing can be told; or the variant is.
         As `tasks.publish.publish_variant`.
     """
     others = check_overlap(store, dataset, read_manifest(variant), earlier)

@@ -106,18 +106,8 @@ def read_shard(path: Path) -> list[Sample]:
     Raises:
         CorruptShard: missing, truncated or damaged, or holding something else than `KEY.png` and `KEY.cls`.
     """
-    try:
-        data = path.read_bytes()
-        with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
-            members = [(m.name, _content(data, m, path)) for m in forwards(tar)]
-            end = tar.offset  # tarfile takes a damaged header for the end: what follows the end must be zeros
-    except FileNotFoundError as error:
-        raise CorruptShard(f"The shard {path} does not exist.", "Fetch or build the variant again.") from error
-    except BAD_TAR as error:
-        raise _corrupt(path, f"it is no readable tar file ({error})") from error
-    if len(data) - end < 2 * tarfile.BLOCKSIZE or data.count(0, end) != len(data) - end:
-        raise _corrupt(path, f"it is cut off or damaged at byte {end}")
-    return _samples(members, path)
+    with ShardFile(path) as shard:
+        return list(shard)
 
 
 def forwards(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
@@ -132,15 +122,6 @@ def forwards(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
             raise tarfile.ReadError("its headers lead backwards")
         last = member.offset
         yield member
-
-
-def _content(data: bytes, member: tarfile.TarInfo, path: Path) -> bytes:
-    if member.type not in _PLAIN or member.issparse():
-        raise _corrupt(path, f"its member {member.name!r} is no plain file")
-    end = member.offset_data + member.size
-    if end > len(data):
-        raise _corrupt(path, f"it is cut off inside {member.name!r}")
-    return data[member.offset_data : end]
 
 
 def _samples(members: list[tuple[str, bytes]], path: Path) -> list[Sample]:
@@ -177,14 +158,14 @@ def describe_shard(path: Path) -> ShardInfo:
 
 
 class ShardFile:
-    """A shard of which one image at a time is held. All is checked before the first sample comes, as `read_shard` does.
+    """A shard of which one image at a time is held. All is checked before the first sample comes.
 
         with ShardFile(path) as shard:
             len(shard)                  # samples
             for sample in shard: ...    # in order; as often as wanted, as long as the block lasts
 
     Raises:
-        CorruptShard: as `read_shard`; while samples are read, too, when somebody changes the file meanwhile.
+        CorruptShard: as `read_shard`; while samples are read, too, when somebody cuts the file meanwhile.
     """
 
     def __init__(self, path: Path) -> None:
@@ -230,7 +211,7 @@ def _look_through(file: BinaryIO, path: Path) -> tuple[dict[str, tuple[int, int]
                 members.append((member.name, content))
                 if member.name.endswith(".png"):
                     places[member.name.removesuffix(".png")] = member.offset_data, member.size
-            end = tar.offset  # as in `read_shard`
+            end = tar.offset  # tarfile takes a damaged header for the end: what follows the end must be zeros
     except BAD_TAR as error:
         raise _corrupt(path, f"it is no readable tar file ({error})") from error
     if size - end < 2 * tarfile.BLOCKSIZE or not _only_zeros(file, end):

@@ -221,7 +221,7 @@ def _placed(fitted: list[ExactFitted], clean: Images) -> tuple[NDArray[np.int64]
     """Thresholds and extents of the payloads in their images; 0 where one does not fit.
 
     Where it does not, simpler signs are tried, and where those fit, `fitted` has them from then on: a payload that is
-    beside the pixels is easily lost, and so few signs more or less protect as well.
+    beside the pixels is easily lost.
     """
     thresholds, extents = _trial(fitted)
     simpler = list(fitted)
