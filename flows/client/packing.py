@@ -53,10 +53,6 @@ def pack(source: Path, work: Path, packed: Packed | None = None) -> Parcel:
     name = source.resolve().name or "images"
     if source.is_dir():
         return _pack_folder(source, work / "upload.tar", f"{name}.tar", packed)
-    if not source.is_file():
-        raise InputError(f"{source} does not exist.", "Name a folder, a tar, a zip, a PNG, or DATASET@VERSION.")
-    if source.stat().st_size == 0:
-        raise InputError(f"{source} is empty.", "Hand in protected PNG images.")
     return Parcel(source, source.stat().st_size, sha256_file(source), media_of(source), name)
 
 

@@ -58,6 +58,7 @@ def restore(
     does when the source is another one now.
 
     Raises:
+        NotProtected: not one image is protected; nothing was sent.
         DmcpError: why nothing came of it, as the gateway says.
         ServiceError: the gateway could not be reached for as long as the client is patient; call again.
         UsageError: `out` holds something, or the beginning of another restoration.
@@ -139,6 +140,8 @@ def _published(source: str | Path, subset: Sequence[str] | None) -> tuple[str, s
 
 def _parcel(client: Client, job: Job, source: Path, progress: Progress | None) -> Parcel | None:
     """What is to be sent; None: it was sent, and the source is as it was."""
+    from tasks.request_pack import check_protected
+
     state, mark = job.state, fingerprint(source)
     if state.sha256 is not None and state.fingerprint == mark:
         if state.restoration is not None:
@@ -148,6 +151,7 @@ def _parcel(client: Client, job: Job, source: Path, progress: Progress | None) -
         if (tar := job.folder / "upload.tar").is_file():
             return _described(tar, f"{source.resolve().name}.tar", state)
     try:
+        check_protected(source)
         parcel = pack(source, job.folder, lambda done: progress("packing", done, None) if progress else None)
     except DmcpError:
         if state.sha256 is None:

@@ -1,6 +1,7 @@
 """The client against the real gateway, the real flow and a bad network."""
 
 import json
+import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from storage.errors import (
     GrantRevoked,
     NoGrant,
     NotFound,
+    NotProtected,
     ObjectStoreError,
     RequestCancelled,
     ServiceError,
@@ -399,6 +401,21 @@ def test_errors_are_those_of_the_gateway(site: Served, holiday, tmp_path: Path) 
             client.dataset("../me")
         with pytest.raises(Forbidden):
             list(client.asked())
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_images_that_are_not_protected_are_not_sent(site: Served, tmp_path: Path, packed: bool) -> None:
+    folder = tmp_path / "own"
+    folder.mkdir()
+    for key, sample in list(samples("clean").items())[:3]:
+        (folder / f"{key}.png").write_bytes(sample.png)
+    source = Path(shutil.make_archive(str(tmp_path / "own"), "zip", folder)) if packed else folder
+    with site.client() as client:
+        for act in (lambda: hand_in(client, source), lambda: restore(client, source, tmp_path / "out")):
+            with pytest.raises(NotProtected, match="Not one of the 3 images"):
+                act()
+    assert site.net.count("POST /api/v1/restorations/upload") == 0
+    assert not job_folder(tmp_path / "out").exists()
 
 
 def test_a_grant_that_was_revoked_fails_the_restoration_with_its_own_error(
