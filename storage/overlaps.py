@@ -7,10 +7,11 @@ images otherwise should ever be public. A data set that grows is safe: what was 
 """
 
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
-from storage.errors import NotFound
-from storage.manifest import Manifest
+from storage.errors import CorruptManifest, NotFound
+from storage.manifest import Manifest, parse_manifest
 from storage.objects import ObjectStore
 from storage.shards import ShardInfo
 from storage.versions import (
@@ -27,7 +28,7 @@ from storage.versions import (
 
 @dataclass(frozen=True)
 class Withdrawn:
-    """What was taken out of the bucket: a version, its images, and how many shards no other version has."""
+    """What was taken out of the bucket: a version, its images (0: its manifest is unreadable), how many shards."""
 
     id: str
     images: int
@@ -41,7 +42,7 @@ def overlapping(store: ObjectStore, dataset: str, manifest: Manifest) -> list[st
     the same clean images; one that shows others is taken for such a one.
 
     Raises:
-        CorruptManifest: a version in the bucket is not what its id says.
+        CorruptManifest: a version in the bucket is not what its id says, so nobody can tell what it shows.
     """
     mine = {shard.name: shard.sha256 for shard in manifest.shards}
     found = []
@@ -56,22 +57,26 @@ def withdraw(store: ObjectStore, dataset: str, version: str) -> Withdrawn:
 
     First the shards that no other version has, then its texts, last its manifest: while that is there, withdrawing
     again goes on. Payloads that travel beside the pixels, and the licence, stay for those who have a copy. When it was
-    the latest version, there is none until the next one is published.
+    the latest version, there is none until the next one is published. Of one that was altered, what its manifest names
+    goes; where that can not be read at all, its shards stay, since they may be others' too.
+
+    Args:
+        version: its id.
 
     Raises:
         NotFound: there is no such version.
-        CorruptManifest: it is not what its id says.
+        CorruptManifest: another version is not what its id says, so nobody can tell which shards it needs.
         ObjectStoreError: the server failed; calling again goes on.
     """
-    version, manifest, _ = read_version(store, dataset, version)
+    manifest = _as_it_is(store, dataset, version)
     channel = read_channel(store, dataset)
     if channel is not None and channel[0].version == version:
         store.delete(channel_key(dataset))
-    removed = remove_unnamed(store, dataset, manifest.shards, but=version)
+    removed = remove_unnamed(store, dataset, manifest.shards, but=version) if manifest else 0
     for name in (README_NAME, CROISSANT_NAME):
         store.delete(version_key(dataset, version, name))
     store.delete(version_key(dataset, version))
-    return Withdrawn(version, manifest.samples, removed)
+    return Withdrawn(version, manifest.samples if manifest else 0, removed)
 
 
 def remove_unnamed(store: ObjectStore, dataset: str, shards: Iterable[ShardInfo], but: str | None = None) -> int:
@@ -80,18 +85,41 @@ def remove_unnamed(store: ObjectStore, dataset: str, shards: Iterable[ShardInfo]
     Raises:
         CorruptManifest, ObjectStoreError: as `withdraw`.
     """
-    named = {s.sha256 for version, theirs in _versions(store, dataset) if version != but for s in theirs.shards}
+    named = {s.sha256 for _, theirs in _versions(store, dataset, but) for s in theirs.shards}
     mine = {shard.sha256: shard for shard in shards if shard.sha256 not in named}
     for shard in mine.values():
         store.delete(shard_key(dataset, shard))
     return len(mine)
 
 
-def _versions(store: ObjectStore, dataset: str) -> Iterator[tuple[str, Manifest]]:
-    """The published versions with their manifests, the newest first; none where nothing is published."""
+def _versions(store: ObjectStore, dataset: str, but: str | None = None) -> Iterator[tuple[str, Manifest]]:
+    """The published versions (`but` one) with their manifests, the newest first; none where nothing is published."""
     try:
         versions = list_versions(store, dataset)
     except NotFound:
         return
     for version in versions:
-        yield version.id, read_version(store, dataset, version.id)[1]
+        if version.id == but:
+            continue
+        try:
+            manifest = read_version(store, dataset, version.id)[1]
+        except (CorruptManifest, NotFound) as error:  # the manifest, or the LICENSE beside it
+            raise CorruptManifest(
+                f"{dataset}@{version.id} is damaged, so nobody can tell what it shows: {error.what}",
+                f"Take it out of the bucket: dmcp withdraw {dataset}@{version.id}. To publish beside it all the same: "
+                "--earlier keep.",
+            ) from error
+        yield version.id, manifest
+
+
+def _as_it_is(store: ObjectStore, dataset: str, version: str) -> Manifest | None:
+    """A version's manifest, also one that is not what the version's id says; None: it can not be read."""
+    try:
+        return read_version(store, dataset, version)[1]
+    except (CorruptManifest, NotFound):
+        key = version_key(dataset, version)
+        if not store.exists(key):
+            raise
+        with suppress(CorruptManifest):
+            return parse_manifest(store.get_bytes(key), store.where(key))
+        return None

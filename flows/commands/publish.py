@@ -74,7 +74,10 @@ def withdraw(
         gone = take_back(store, name, version)
     console.finished(
         f"Withdrew {name}@{gone.id}: {gone.images:,} images; {gone.shards} shards that no other version has are gone.",
-        [("copies", "remain where they were made, and can be restored as before")],
+        [
+            ("copies", "remain where they were made, and can be restored as before"),
+            *([] if gone.images else [("its shards", "stay: its manifest can not be read, so they may be another's")]),
+        ],
         ["dmcp publish PROTECTED"],
     )
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from storage.errors import NotFound
+from storage.errors import CorruptManifest, NotFound
 from storage.manifest import Manifest, read_manifest, write_manifest
 from storage.objects import ObjectStore
 from storage.overlaps import overlapping, remove_unnamed, withdraw
@@ -76,3 +76,22 @@ def test_shards_that_no_version_names(store: ObjectStore, tmp_path: Path) -> Non
         store.put_file(tmp_path / "b" / shard.name, shard_key("tiny", shard))
     assert remove_unnamed(store, "tiny", [*manifest.shards, *strays]) == len(strays)
     assert len(list(store.list("tiny/shards/"))) == len(manifest.shards)
+
+
+@pytest.mark.parametrize("damage", ["altered", "unreadable", "licence"])
+def test_a_damaged_version_is_named_and_can_be_taken_back(store: ObjectStore, tmp_path: Path, damage: str) -> None:
+    first, _ = published(store, tmp_path / "a")
+    second, theirs = published(store, tmp_path / "b", seed=50)
+    key = version_key("tiny", second)
+    if damage == "licence":
+        store.delete(version_key("tiny", second, "LICENSE"))
+    else:
+        text = store.get_bytes(key)
+        store.put_bytes(key, text.replace(b"tiny", b"tinY") if damage == "altered" else text[:40])
+    with pytest.raises(CorruptManifest, match=f"tiny@{second} is damaged") as raised:
+        overlapping(store, "tiny", make_variant(tmp_path / "c"))
+    assert f"dmcp withdraw tiny@{second}" in raised.value.cure
+    gone = withdraw(store, "tiny", second)
+    assert gone.shards == (0 if damage == "unreadable" else len(theirs.shards))
+    assert ids(store) == {first} and overlapping(store, "tiny", read_manifest(tmp_path / "a")) == []
+    assert pull(store, "tiny", tmp_path / "out", first).id == first
