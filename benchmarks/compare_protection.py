@@ -112,6 +112,7 @@ class Comparison:
             snapshots = load_params("cifar10").surrogate.snapshots
             self._surrogate, result = trained(self.training, self.test, "resnet18", 1000, alone, snapshots)
             self.results["surrogate"] = result.test_accuracy
+            print(f"surrogate: {result.test_accuracy:.3f}, {result.seconds:.0f} s", flush=True)
         return self._surrogate
 
     def protected(self, row: str) -> tuple[LabelledImages, dict[str, Any]]:
@@ -161,6 +162,8 @@ class Comparison:
                     continue
                 data, facts = self.protected(row)
                 entry |= facts
+                if facts:
+                    print(f"{row}: protected, {facts['psnr']:.2f} dB, {facts['seconds']:.0f} s", flush=True)
                 for architecture, seed in todo:
                     job = pool.submit(measured, data, self.test, architecture, seed, self.options)
                     jobs[job] = (row, f"{architecture}-{seed}")

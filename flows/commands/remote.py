@@ -303,7 +303,7 @@ def cancel(request: Request) -> None:
 
 @app.command()
 def retry(request: Request) -> None:
-    """Try a restoration again that failed, when what its message says is mended; no image is charged twice."""
+    """Try again what failed, when its cause is mended, or now what waits for that; no image is charged twice."""
     with client() as gateway:
         info = gateway.retry(request)
     console.finished(f"Restoration {info.id} is {info.state}.", then=[f"dmcp remote wait {info.id}"])

@@ -187,7 +187,7 @@ def cancel_restoration(restoration_id: RequestPath, user: Caller, gateway: Gatew
 
 @router.post("/{restoration_id}/retry", responses=problems(403, 404, 409, 410, 422))
 def retry_restoration(restoration_id: RequestPath, user: Caller, gateway: GatewayState) -> RestorationInfo:
-    """Try a restoration again that failed; no image is charged twice. 409 when it is done or cancelled."""
+    """Try again what failed, or now what waits to be tried again; no image is charged twice. 409: done or cancelled."""
     request = own_restoration(gateway.registry, user, restoration_id)
     if request.state == "failed":
         check_open(gateway, user)
