@@ -1,5 +1,6 @@
 """Reading what a requester hands in as a tar or a zip, one file at a time, never unpacked to disk.
 
+Tars are read where they lie, in a tar or a zip too: from a deflated zip three times over (names, labels, images).
 What an archive library reads at one go (the headers of a tar's member, a zip's whole directory) is bounded before it is
 read; links and devices are not followed, and a damaged archive gives what lies before the damage.
 """
@@ -10,14 +11,18 @@ import struct
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import BinaryIO, cast
+from types import TracebackType
+from typing import BinaryIO, Protocol, Self, cast
 
 from storage.errors import InputError, TooLarge
 from storage.shards import BAD_TAR, KEY, forwards
-from tasks.request_sources import Budget, Found, Item, Limits, is_litter, plain_name, refuse, take
+from tasks.request_index import RefusedFile
+from tasks.request_sources import Budget, Found, Item, Limits, Readable, is_litter, plain_name, refuse, take
 
 HEADER_BYTES = 1 << 20
 """Headers of one member of a tar, at most."""
@@ -39,11 +44,23 @@ class Member:
     plain: bool
 
 
+class Seekable(Readable, Protocol):
+    """What a tar is read by: a file, or a part of a zip as it unpacks."""
+
+    def seek(self, offset: int, whence: int = 0, /) -> int: ...  # noqa: D102
+
+    def tell(self) -> int: ...  # noqa: D102
+
+
+Opener = Callable[[], AbstractContextManager[Seekable]]
+"""Opens, from the beginning, the file that a tar lies in."""
+
+
 @dataclass
 class Listing:
     """What a tar holds, in order, and where it is damaged (None: it is whole); `name`: what the requester calls it."""
 
-    path: Path
+    open: Opener
     name: str
     members: list[Member] = field(default_factory=list)
     damage: str | None = None
@@ -73,7 +90,7 @@ class _Headers:
     `end` is where the tar ends: that of the file, or that of the member of another tar that this one is.
     """
 
-    def __init__(self, file: BinaryIO, end: int) -> None:
+    def __init__(self, file: Seekable, end: int) -> None:
         self.file = file
         self.end = end
         self.left = HEADER_BYTES
@@ -86,23 +103,31 @@ class _Headers:
         return self.file.read(max(0, min(size, self.end - self.tell())))
 
 
-def list_tar(path: Path, budget: Budget, shown: str | None = None, inside: Member | None = None) -> Listing:
+def list_tar(path: Path, budget: Budget, shown: str | None = None) -> Listing:
     """List a tar without reading its contents. A damaged one is listed as far as it can be.
 
     Args:
         path: the file.
         budget: counts its members.
         shown: what it is called; by default, as the file.
-        inside: it is this member of the tar in the file.
 
     Raises:
         InputError: no tar at all (a compressed one neither), or more members than the limit.
     """
-    listing = Listing(path, path.name if shown is None else shown, nested=inside is not None)
+    name = path.name if shown is None else shown
+    return _listed(Listing(lambda: path.open("rb"), name), 0, path.stat().st_size, budget, shown or str(path))
+
+
+def list_inner_tar(outer: Opener, name: str, offset: int, size: int, budget: Budget) -> Listing:
+    """`list_tar` of a tar that is part of another file: so many bytes from this offset on."""
+    return _listed(Listing(outer, name, nested=True), offset, offset + size, budget, name)
+
+
+def _listed(listing: Listing, start: int, end: int, budget: Budget, shown: str) -> Listing:
     try:
-        with path.open("rb") as file:
-            headers = _Headers(file, inside.offset + inside.size if inside else path.stat().st_size)
-            file.seek(inside.offset if inside else 0)
+        with listing.open() as file:
+            headers = _Headers(file, end)
+            file.seek(start)
             with tarfile.open(fileobj=cast(BinaryIO, headers), mode="r:") as tar:
                 try:
                     _list_members(tar, headers, listing, budget)
@@ -110,7 +135,7 @@ def list_tar(path: Path, budget: Budget, shown: str | None = None, inside: Membe
                     listing.damage = f"it is damaged after {len(listing.members):,} files ({_reason(error)})"
     except (*BAD_TAR, OSError) as error:
         raise InputError(
-            f"{shown or path} can not be read as a tar file ({_reason(error)}).",
+            f"{shown} can not be read as a tar file ({_reason(error)}).",
             "Hand in a folder of PNGs or of shards, an uncompressed tar, a zip, or a PNG.",
         ) from error
     return listing
@@ -141,7 +166,7 @@ def _list_members(tar: tarfile.TarFile, headers: _Headers, listing: Listing, bud
 
 def read_tar(listing: Listing, budget: Budget, prefix: str = "") -> Iterator[Item]:
     """The files of a tar, `prefix` put before their names."""
-    with listing.path.open("rb") as file:
+    with listing.open() as file:
         for member in listing.members:
             name = prefix + member.name
             if not member.plain:
@@ -155,7 +180,7 @@ def read_tar(listing: Listing, budget: Budget, prefix: str = "") -> Iterator[Ite
 
 def read_shard_members(listing: Listing, budget: Budget) -> Iterator[Item]:
     """The samples of a tar that `is_shard`, named by their keys, with their labels."""
-    with listing.path.open("rb") as file:
+    with listing.open() as file:
         labels: dict[str, int] = {}
         for member in listing.members:
             if member.name.endswith(".cls") and member.size <= 32:
@@ -202,8 +227,128 @@ class _Directory:
 _BAD_ZIP = (zipfile.BadZipFile, OSError, ValueError, EOFError, NotImplementedError, struct.error)
 
 
-def read_zip(path: Path, budget: Budget, shown: str | None = None) -> Iterator[Item]:
-    """The files of a zip.
+Zipped = tuple[str, zipfile.ZipInfo]
+"""A file in a zip, and its name as it is read here."""
+
+
+class Zip:
+    """An open zip: its files in order, without folders and what desktops add. As long as `open_zip` says."""
+
+    def __init__(self, archive: zipfile.ZipFile, packed: int, shown: str, budget: Budget) -> None:
+        self._archive, self._shown, self._budget = archive, shown, budget
+        self._most = budget.limits.ratio * packed + (64 << 20)  # members may share their packed bytes
+        self.members: list[Zipped] = []
+        for info in archive.infolist():
+            # Some archivers on Windows write backslashes.
+            stated = info.filename.replace("\\", "/")
+            name = plain_name(stated)
+            if not stated.endswith("/") and not is_litter(name):  # not is_dir(), which fails for an empty name
+                budget.count(name)
+                self.members.append((name, info))
+
+    def read(self, members: Sequence[Zipped]) -> Iterator[Item]:
+        """These files. Raises TooLarge when they unpack to far more than the zip has."""
+        before = self._budget.size
+        for name, info in members:
+            if self._budget.size - before > self._most:
+                raise self._bomb()
+            if fault := self._fault(info):
+                yield refuse(name, fault)
+                continue
+            with self._open(info) as file:  # no more than the size that the directory states
+                item = take(name, file, info.file_size, self._budget)
+                damage = file.damage
+            yield refuse(name, damage) if damage else item
+
+    def list_tars(self, members: Sequence[Zipped]) -> Iterator[Listing | RefusedFile]:
+        """`list_tar` of each of these files."""
+        if sum(info.file_size for _, info in members) > self._most:
+            raise self._bomb()
+        for name, info in members:
+            if fault := self._fault(info):
+                yield refuse(name, fault)
+                continue
+            try:
+                yield list_inner_tar(partial(self._open, info), name, 0, info.file_size, self._budget)
+            except TooLarge:
+                raise
+            except InputError as error:
+                yield refuse(name, error.what)
+
+    def text(self, info: zipfile.ZipInfo, most: int) -> bytes:
+        """A file's bytes, so many at most; none where it can not be read."""
+        if self._fault(info):
+            return b""
+        with self._open(info) as file:
+            return file.read(min(most, info.file_size))
+
+    def _open(self, info: zipfile.ZipInfo) -> "_Unpacked":
+        return _Unpacked(self._archive, info)
+
+    def _fault(self, info: zipfile.ZipInfo) -> str | None:
+        """Why a file is not read."""
+        if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG):
+            return "it is a link or a special file"
+        if info.flag_bits & 1:
+            return "it is encrypted"
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            return "its compression is not taken; store or deflate it"
+        ratio = self._budget.limits.ratio
+        if info.file_size > (1 << 20) and info.file_size > ratio * max(info.compress_size, 1):
+            return f"it unpacks to more than {ratio} times its size"
+        return None
+
+    def _bomb(self) -> TooLarge:
+        return TooLarge(
+            f"{self._shown} unpacks to more than {self._budget.limits.ratio} times its size.", "Pack it again."
+        )
+
+
+class _Unpacked:
+    """A file in a zip, read as it unpacks; where it is damaged it ends, and `damage` says so. Its CRC counts."""
+
+    def __init__(self, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> None:
+        self.damage: str | None = None
+        self._file: BinaryIO | None = None
+        with self._noted():
+            self._file = cast(BinaryIO, archive.open(info))
+
+    @contextmanager
+    def _noted(self) -> Iterator[None]:
+        try:
+            yield
+        except (*_BAD_ZIP, zlib.error, RuntimeError) as error:
+            self.damage = f"it is damaged ({error})"
+
+    def read(self, size: int = -1) -> bytes:
+        """So many bytes, fewer at the end."""
+        with self._noted():
+            if self._file is not None and self.damage is None:
+                return self._file.read(size)
+        return b""
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Go to an offset: forwards by unpacking, backwards by beginning anew."""
+        with self._noted():
+            if self._file is not None and self.damage is None:
+                return self._file.seek(offset, whence)
+        return 0
+
+    def tell(self) -> int:
+        """Where it is."""
+        return 0 if self._file is None else self._file.tell()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self._file is not None:
+            self._file.close()
+
+
+@contextmanager
+def open_zip(path: Path, budget: Budget, shown: str | None = None) -> Iterator[Zip]:
+    """Open a zip.
 
     Raises:
         InputError: no zip at all, or beyond a limit of the whole.
@@ -216,36 +361,4 @@ def read_zip(path: Path, budget: Budget, shown: str | None = None) -> Iterator[I
             raise InputError(f"{shown or path} can not be read as a zip file ({error}).", "Pack it again.") from error
         directory.limits = None
         with archive:
-            yield from _read_members(archive, directory.size, shown or str(path), budget)
-
-
-def _read_members(archive: zipfile.ZipFile, packed: int, shown: str, budget: Budget) -> Iterator[Item]:
-    most = budget.limits.ratio * packed + (64 << 20)  # members may share their packed bytes
-    before = budget.size
-    for info in archive.infolist():
-        if budget.size - before > most:
-            raise TooLarge(f"{shown} unpacks to more than {budget.limits.ratio} times its size.", "Pack it again.")
-        # Some archivers on Windows write backslashes.
-        stated = info.filename.replace("\\", "/")
-        name = plain_name(stated)
-        if stated.endswith("/") or is_litter(name):  # not is_dir(), which fails for an empty name
-            continue
-        budget.count(name)
-        yield _read_zipped(archive, info, name, budget)
-
-
-def _read_zipped(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str, budget: Budget) -> Item:
-    mode = info.external_attr >> 16
-    if stat.S_IFMT(mode) not in (0, stat.S_IFREG):
-        return refuse(name, "it is a link or a special file")
-    if info.flag_bits & 1:
-        return refuse(name, "it is encrypted")
-    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        return refuse(name, "its compression is not taken; store or deflate it")
-    if info.file_size > (1 << 20) and info.file_size > budget.limits.ratio * max(info.compress_size, 1):
-        return refuse(name, f"it unpacks to more than {budget.limits.ratio} times its size")
-    try:
-        with archive.open(info) as file:  # reads no more than the size that the directory states, and checks the CRC
-            return take(name, cast(BinaryIO, file), info.file_size, budget)
-    except (*_BAD_ZIP, zlib.error, RuntimeError) as error:
-        return refuse(name, f"it is damaged ({error})")
+            yield Zip(archive, directory.size, shown or str(path), budget)

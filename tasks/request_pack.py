@@ -1,8 +1,9 @@
 """Packing what a requester hands in into numbered shards for the way, with an index of the names."""
 
-from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from storage.errors import (
@@ -15,10 +16,18 @@ from storage.errors import (
     UnsupportedImage,
 )
 from storage.files import Progress, write_atomic
-from storage.manifest import MANIFEST_NAME, Manifest, parse_manifest
+from storage.manifest import MANIFEST_NAME, parse_manifest
 from storage.objects import MAX_IN_MEMORY
 from storage.shards import Sample, ShardInfo, write_shard
-from tasks.request_containers import Listing, Member, list_tar, read_shard_members, read_tar, read_zip
+from tasks.request_containers import (
+    Listing,
+    Zip,
+    list_inner_tar,
+    list_tar,
+    open_zip,
+    read_shard_members,
+    read_tar,
+)
 from tasks.request_index import (
     INDEX_NAME,
     InputShard,
@@ -28,7 +37,19 @@ from tasks.request_index import (
     input_name,
     name_fault,
 )
-from tasks.request_sources import Budget, Found, Item, Limits, image_kind, list_folder, read_file, read_folder, refuse
+from tasks.request_sources import (
+    Budget,
+    Found,
+    Item,
+    Limits,
+    beside,
+    image_kind,
+    list_folder,
+    read_file,
+    read_folder,
+    refuse,
+    shards_among,
+)
 from tasks.restore import read_header
 
 SHARD_BYTES = 512 << 20
@@ -66,9 +87,9 @@ def pack_source(
 ) -> PackedSource:
     """Pack a folder of PNGs, a folder of shards, a tar or a zip into `work`: `input-000000.tar` ... and `input.json`.
 
-    PNG bytes are passed on untouched. A folder of shards (with or without a manifest), and a tar that is a shard with
-    labels, keep their shard boundaries and labels; anything else becomes loose files under their relative names. What
-    is no PNG, or can not be read, is listed in `index.refused` with its reason.
+    PNG bytes are passed on untouched. Shards side by side in a folder, a tar or a zip (with or without a manifest), and
+    a tar that is a shard with labels, keep their boundaries and labels; anything else becomes loose files under their
+    relative names. What is no PNG, or can not be read, is listed in `index.refused` with its reason.
 
     Args:
         source: what was handed in; only read.
@@ -83,14 +104,15 @@ def pack_source(
     """
     budget = Budget(limits or Limits())
     shown = "upload" if shown == "" else shown
-    opened = _open(source, budget, shown)
     packer = _Packer(work, progress, budget.limits.refused)
-    for refused in opened.refused:
-        packer.refuse(refused)
-    if opened.files is not None:
-        packer.pack_files(opened.files, shard_size)
-    for listing in opened.shards:
-        packer.pack_shard(_target(listing.name), read_shard_members(listing, budget))
+    with ExitStack() as stack:
+        opened = _open(source, budget, stack, shown)
+        for refused in opened.refused:
+            packer.refuse(refused)
+        if opened.files is not None:
+            packer.pack_files(opened.files, shard_size)
+        for listing in opened.shards:
+            packer.pack_shard(_target(listing.name), read_shard_members(listing, budget))
     if not packer.entries:
         first = next((f" The first of {len(packer.refused):,}, {r.name}: {r.reason}." for r in packer.refused), "")
         raise InputError(
@@ -118,16 +140,17 @@ def check_protected(source: Path, limits: Limits | None = None) -> None:
         InputError: as `pack_source`, as far as the source was read.
     """
     budget, images = Budget(limits or Limits()), 0
-    opened = _open(source, budget)
-    shards = (item for listing in opened.shards for item in read_shard_members(listing, budget))
-    for item in shards if opened.files is None else opened.files:
-        if isinstance(item, RefusedFile):
-            continue
-        images += 1
-        with suppress(NotProtected, UnsupportedImage):
-            with suppress(UnsupportedFormat):  # of a later release: whoever restores it may know more
-                read_header(item.png, item.name)
-            return
+    with ExitStack() as stack:
+        opened = _open(source, budget, stack)
+        shards = (item for listing in opened.shards for item in read_shard_members(listing, budget))
+        for item in shards if opened.files is None else opened.files:
+            if isinstance(item, RefusedFile):
+                continue
+            images += 1
+            with suppress(NotProtected, UnsupportedImage):
+                with suppress(UnsupportedFormat):  # of a later release: whoever restores it may know more
+                    read_header(item.png, item.name)
+                return
     if images:  # of a source without any, packing says why
         raise NotProtected(
             f"Not one of the {images:,} images of {source} is a protected one, so nothing was handed in.",
@@ -139,7 +162,8 @@ def check_protected(source: Path, limits: Limits | None = None) -> None:
 # --- which kind of source --------------------------------------------------------------------------------------------
 
 
-def _open(source: Path, budget: Budget, shown: str | None = None) -> _Opened:
+def _open(source: Path, budget: Budget, stack: ExitStack, shown: str | None = None) -> _Opened:
+    """How a source will be read; `stack` closes what stays open for that."""
     if source.is_dir():
         return _open_folder(source, budget)
     if not source.is_file():
@@ -149,7 +173,7 @@ def _open(source: Path, budget: Budget, shown: str | None = None) -> _Opened:
     if not magic:
         raise InputError(f"{shown or source} is empty.", "Hand in protected PNG images.")
     if magic[:2] == b"PK":
-        return _Opened(files=read_zip(source, budget, shown))
+        return _open_zip(stack.enter_context(open_zip(source, budget, shown)), budget)
     if magic == b"\x89PNG":
         name = source.name if shown is None else _last_part(shown, "image.png")
         return _Opened(files=iter([read_file(source, name, budget)]))
@@ -179,48 +203,75 @@ def _target(shown: str) -> str:
 
 def _open_folder(folder: Path, budget: Budget) -> _Opened:
     names = list(list_folder(folder))
-    tars = [name for name in names if "/" not in name and name.lower().endswith(".tar")]
-    others = [name for name in names if name not in set(tars)]
-    if not tars:
+    if not (tars := shards_among(names)):
         return _Opened(files=read_folder(folder, names, budget))
-    tried = [_listed(folder / name, name, budget) for name in tars]
-    head = _manifest(folder / MANIFEST_NAME) if MANIFEST_NAME in others else None
-    return _open_tars(tried, others, read_folder(folder, others, budget), head, budget)
+    shards = set(tars)
+    others = [name for name in names if name not in shards]
+    tried = [_listed(name, partial(list_tar, folder / name, budget, name)) for name in tars]
+    with suppress(OSError), (folder / beside(tars[0], MANIFEST_NAME)).open("rb") as file:
+        return _open_tars(tried, others, read_folder(folder, others, budget), file.read(MAX_IN_MEMORY), budget)
+    return _open_tars(tried, others, read_folder(folder, others, budget), b"", budget)
 
 
 def _open_packed(listing: Listing, budget: Budget) -> _Opened | None:
     """A folder of shards that was packed as a whole into a tar, which then is read where it lies; None: no such."""
-    inner = {m.name: m for m in listing.members if m.plain and "/" not in m.name and m.name.lower().endswith(".tar")}
-    if not inner or listing.damage or any(name_fault(name) for name in inner):
+    plain = {member.name: member for member in listing.members if member.plain}
+    tars = shards_among([member.name for member in listing.members])
+    if listing.damage or not tars or any(name_fault(name) or name not in plain for name in tars):
         return None
-    tried = [_listed(listing.path, name, budget, member) for name, member in inner.items()]
-    rest = [member for member in listing.members if member is not inner.get(member.name)]
-    loose = read_tar(Listing(listing.path, listing.name, rest), budget)
-    heads = [_manifest(listing.path, m.offset, m.size) for m in rest if m.name == MANIFEST_NAME and m.plain]
-    return _open_tars(tried, [m.name for m in rest], loose, heads[0] if heads else None, budget)
+    shards = {name: plain[name] for name in tars}
+    tried = [
+        _listed(m.name, partial(list_inner_tar, listing.open, m.name, m.offset, m.size, budget))
+        for m in shards.values()
+    ]
+    rest = [member for member in listing.members if member.name not in shards]
+    text = b""
+    if (head := plain.get(beside(tars[0], MANIFEST_NAME))) is not None:
+        with listing.open() as file:
+            file.seek(head.offset)
+            text = file.read(min(head.size, MAX_IN_MEMORY))
+    loose = read_tar(Listing(listing.open, listing.name, rest), budget)
+    return _open_tars(tried, [member.name for member in rest], loose, text, budget)
+
+
+def _open_zip(archive: Zip, budget: Budget) -> _Opened:
+    """A zip: of shards, which are read where they lie, or of loose files."""
+    shards = set(tars := shards_among([name for name, _ in archive.members]))
+    if not tars or any(name_fault(name) for name in tars):
+        return _Opened(files=archive.read(archive.members))
+    rest = [(name, info) for name, info in archive.members if name not in shards]
+    text = next((archive.text(i, MAX_IN_MEMORY) for name, i in rest if name == beside(tars[0], MANIFEST_NAME)), b"")
+    tried = [_capped(tar) for tar in archive.list_tars([m for m in archive.members if m[0] in shards])]
+    return _open_tars(tried, [name for name, _ in rest], archive.read(rest), text, budget)
 
 
 def _open_tars(
-    tried: list[Listing | RefusedFile], others: list[str], files: Iterator[Item], head: Manifest | None, budget: Budget
+    tried: list[Listing | RefusedFile], others: list[str], files: Iterator[Item], manifest: bytes, budget: Budget
 ) -> _Opened:
-    """Tars side by side, and the names of `others` with what can be read of them: shards, if all of it looks so."""
+    """Tars side by side, and the names of `others` with what can be read of them: shards, if all of it looks so.
+
+    `manifest` is what the file says that may be theirs; empty where there is none.
+    """
     listings = [listing for listing in tried if isinstance(listing, Listing)]
     unreadable = [refusal for refusal in tried if isinstance(refusal, RefusedFile)]
     if not any(name.lower().endswith(".png") for name in others) and all(x.is_shard() for x in listings) and listings:
         # A manifest, a licence and the like lie beside shards; nobody expects them restored.
-        return _Opened(shards=listings, variant=_variant_head(head, listings), refused=unreadable)
+        return _Opened(shards=listings, variant=_variant_head(manifest, listings), refused=unreadable)
     return _Opened(files=_loose(files, listings, unreadable, budget))
 
 
-def _listed(path: Path, name: str, budget: Budget, inside: Member | None = None) -> Listing | RefusedFile:
+def _listed(name: str, make: Callable[[], Listing]) -> Listing | RefusedFile:
     try:
-        listing = list_tar(path, budget, name, inside)
+        return _capped(make())
     except TooLarge:
         raise
     except InputError as error:
         return refuse(name, error.what)
-    if listing.is_shard() and listing.size > LARGEST_SHARD:
-        return refuse(name, f"it holds more than {LARGEST_SHARD >> 30} GiB; split it")
+
+
+def _capped(listing: Listing | RefusedFile) -> Listing | RefusedFile:
+    if isinstance(listing, Listing) and listing.is_shard() and listing.size > LARGEST_SHARD:
+        return refuse(listing.name, f"it holds more than {LARGEST_SHARD >> 30} GiB; split it")
     return listing
 
 
@@ -234,19 +285,13 @@ def _loose(
         yield from read_tar(listing, budget, prefix=f"{listing.name[:-4]}/")
 
 
-def _manifest(path: Path, offset: int = 0, size: int | None = None) -> Manifest | None:
-    """The manifest in a file, or in this part of it; None when it is none."""
-    with suppress(CorruptManifest, OSError), path.open("rb") as file:
-        file.seek(offset)
-        return parse_manifest(file.read(MAX_IN_MEMORY if size is None else min(size, MAX_IN_MEMORY)), MANIFEST_NAME)
-    return None
-
-
-def _variant_head(manifest: Manifest | None, listings: list[Listing]) -> VariantHead | None:
+def _variant_head(text: bytes, listings: list[Listing]) -> VariantHead | None:
     """What the manifest beside the shards says, where there is one that is theirs."""
-    if manifest is None or not {listing.name for listing in listings} <= {shard.name for shard in manifest.shards}:
-        return None
-    return VariantHead(dataset=manifest.dataset, split=manifest.split, classes=manifest.classes)
+    with suppress(CorruptManifest):
+        manifest = parse_manifest(text, MANIFEST_NAME)
+        if {_last_part(listing.name, "") for listing in listings} <= {shard.name for shard in manifest.shards}:
+            return VariantHead(dataset=manifest.dataset, split=manifest.split, classes=manifest.classes)
+    return None
 
 
 # --- packing ---------------------------------------------------------------------------------------------------------

@@ -8,10 +8,11 @@ reason, in its place among the rest.
 import os
 import stat
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
-from typing import BinaryIO
+from typing import Protocol
 
 from storage.errors import TooLarge
 from storage.png import MAX_PIXELS
@@ -60,6 +61,12 @@ class Found:
 Item = Found | RefusedFile
 
 
+class Readable(Protocol):
+    """What files are read by, wherever they lie."""
+
+    def read(self, size: int = -1, /) -> bytes: ...  # noqa: D102
+
+
 @dataclass
 class Budget:
     """Counts what was read against the limits of the whole source."""
@@ -91,7 +98,7 @@ def refuse(name: str, reason: str) -> RefusedFile:
     return RefusedFile(name=shown[:2000], error="InputError", reason=reason)
 
 
-def take(name: str, file: BinaryIO, size: int, budget: Budget) -> Item:
+def take(name: str, file: Readable, size: int, budget: Budget) -> Item:
     """Read one PNG of a given size from its start, or refuse what is no PNG or too large, having read its head only."""
     head = b"" if name_fault(name) else file.read(len(SIGNATURE))
     fault = name_fault(name) or kind_fault(head)
@@ -109,7 +116,7 @@ def take(name: str, file: BinaryIO, size: int, budget: Budget) -> Item:
     return Found(name, head + rest)
 
 
-def _read(file: BinaryIO, size: int) -> bytes:
+def _read(file: Readable, size: int) -> bytes:
     """So many bytes, or as many as there are; a size that is only claimed takes no memory."""
     pieces: list[bytes] = []
     while size > 0 and (piece := file.read(min(size, PIECE))):
@@ -144,6 +151,23 @@ def is_litter(name: str) -> bool:
     """Whether a desktop made this file and nobody meant to hand it in."""
     parts = name.split("/")
     return parts[0] == LITTER[0] or parts[-1] in LITTER
+
+
+def shards_among(names: Sequence[str]) -> list[str]:
+    """Those that may be shards: tars in the folder that all files lie in, however deep below the source that is.
+
+    So a pulled variant is found in the folder around it too, and in what `zip -r` or `tar` made of either.
+    """
+    folders = [name.split("/")[:-1] for name in names if not is_litter(name)] or [[]]
+    pairs = zip(min(folders), max(folders), strict=False)
+    top = "".join(f"{part}/" for part, _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+    return [n for n in names if n.startswith(top) and "/" not in n[len(top) :] and n.lower().endswith(".tar")]
+
+
+def beside(path: str, name: str) -> str:
+    """The path of the file of this name in the same folder."""
+    folder, slash, _ = path.rpartition("/")
+    return f"{folder}{slash}{name}"
 
 
 # --- folders ---------------------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 A zip, a tar or a PNG is sent as it is. A folder becomes an uncompressed tar, the same bytes for the same files: sorted
 names, no times, no owners. Only what could be restored travels: PNG files under their relative names, and, in a folder
-of shards, the shards and their manifest. The rest stays here and is listed as refused, with the reason.
+of shards (or around one), the shards and their manifest. The rest stays here and is listed as refused, with the reason.
 """
 
 from __future__ import annotations
@@ -110,27 +110,25 @@ def _chosen(folder: Path) -> tuple[list[str], list[RefusedFile]]:
     """The names of what travels, and what does not."""
     from storage.manifest import MANIFEST_NAME
     from tasks.request_index import name_fault
-    from tasks.request_sources import is_litter, kind_fault, list_folder, refuse
+    from tasks.request_sources import beside, is_litter, kind_fault, list_folder, refuse, shards_among
 
+    found = [name for name in list_folder(folder) if not is_litter(name)]
+    faults = {name: name_fault(name) or _plain_fault(folder / name) for name in found}
+    shards = [name for name in shards_among(found) if not faults[name]]
     names: list[str] = []
-    shards: list[str] = []
     refused: list[RefusedFile] = []
-    for name in list_folder(folder):
-        if is_litter(name):
+    among = set(shards)
+    for name in found:
+        if name in among:
             continue
-        fault = name_fault(name) or _plain_fault(folder / name)
-        if not fault and "/" not in name and name.lower().endswith(".tar"):
-            shards.append(name)
-            continue
-        fault = fault or kind_fault(_head(folder / name))
-        if fault:
+        if fault := faults[name] or kind_fault(_head(folder / name)):
             refused.append(refuse(name, fault))
         else:
             names.append(name)
     if not shards:
         return names, refused
-    if (folder / MANIFEST_NAME).is_file():
-        shards.append(MANIFEST_NAME)
+    if (folder / beside(shards[0], MANIFEST_NAME)).is_file():
+        shards.append(beside(shards[0], MANIFEST_NAME))
     # A manifest, a licence and the like lie beside shards; nobody expects them restored.
     return sorted([*names, *shards]), refused if names else [r for r in refused if r.name.lower().endswith(".tar")]
 

@@ -20,6 +20,7 @@ from storage.errors import (
     DmcpError,
     InputError,
     NotProtected,
+    TooLarge,
 )
 from storage.manifest import MANIFEST_NAME
 from storage.png import encode_png
@@ -32,7 +33,7 @@ from tasks.request import (
     RequestIndex,
     pack_source,
 )
-from tasks.request_containers import list_tar, read_tar, read_zip
+from tasks.request_containers import list_tar, read_tar
 from tasks.request_index import name_fault, parse_index
 from tasks.request_pack import check_protected
 from tasks.request_sources import Budget
@@ -195,6 +196,61 @@ def test_a_variant_keeps_boundaries_labels_and_manifest(tmp_path: Path) -> None:
         assert [(index.names[s.key], s.png, s.label) for s in sent] == [(s.key, s.png, s.label) for s in before]
 
 
+def packed_as(kind: str, folder: Path, out: Path) -> Path:
+    """A folder of shards as users pack it, and the folder around it."""
+    if kind == "folder around":
+        return folder.parent
+    if kind.startswith("tar"):
+        with tarfile.open(out, "w") as tar:
+            tar.add(folder, arcname="." if kind == "tar of its files" else "data/protected")
+        return out
+    method = zipfile.ZIP_STORED if kind == "stored zip" else zipfile.ZIP_DEFLATED
+    with zipfile.ZipFile(out, "w", method) as archive:
+        for path in sorted(folder.iterdir()):
+            archive.write(path, path.name if kind == "zip of its files" else f"data/protected/{path.name}")
+    return out
+
+
+@pytest.mark.parametrize("kind", ["folder around", "tar", "tar of its files", "zip", "stored zip", "zip of its files"])
+def test_a_pulled_variant_is_found_however_it_was_packed(tmp_path: Path, kind: str) -> None:
+    folder = tmp_path / "around" / "protected"
+    make_variant(folder, shards=2, samples=3)
+    (folder / "README.md").write_text("beside shards")
+    expected = pack_source(folder, tmp_path / "a")
+    packed = pack_source(packed_as(kind, folder, tmp_path / "out"), tmp_path / "b")
+    assert packed.index == expected.index
+    assert packed.index.variant is not None and not packed.index.refused
+    for info in packed.shards:
+        assert (tmp_path / "a" / info.name).read_bytes() == (tmp_path / "b" / info.name).read_bytes()
+
+
+def test_a_damaged_shard_in_a_zip_gives_what_lies_before_the_damage(tmp_path: Path) -> None:
+    make_variant(tmp_path / "in", shards=2, samples=4)
+    path = packed_as("zip", tmp_path / "in", tmp_path / "out")
+    with zipfile.ZipFile(path) as archive:
+        first = archive.infolist()[1]
+    content = bytearray(path.read_bytes())
+    content[first.header_offset + first.compress_size * 2 // 3] ^= 0xFF
+    path.write_bytes(content)
+    index = pack_source(path, tmp_path / "work").index
+    assert {e.target: e.shard.samples for e in index.shards}["train-000001.tar"] == 4
+    assert sum(e.shard.samples for e in index.shards) < 8 and index.refused
+
+
+def test_tars_in_a_zip_are_bounded(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "in.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("bomb.tar", bytes(40 << 20))
+        archive.writestr("good.png", PNG)
+    with zipfile.ZipFile(tmp_path / "many.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for number in range(90):
+            archive.writestr(f"{number}.tar", bytes(1 << 20))
+    packed = pack_source(tmp_path / "in.zip", tmp_path / "work")
+    assert packed_files(packed, tmp_path / "work") == {"good.png": PNG}
+    assert "200 times" in reasons(packed)["bomb.tar"]
+    with pytest.raises(TooLarge, match="unpacks to more than"):
+        pack_source(tmp_path / "many.zip", tmp_path / "again", limits=Limits(ratio=1))
+
+
 def test_shards_without_manifest_renamed_reordered_and_one_of_them_damaged(tmp_path: Path) -> None:
     folder = tmp_path / "in"
     make_variant(folder, shards=3, samples=4)
@@ -297,26 +353,27 @@ def test_altered_archives_end_in_items_or_one_of_our_errors(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
     folder = tmp_path_factory.mktemp("fuzz")
-    kind = data.draw(st.sampled_from(["tar", "zip"]))
+    kind, nested = data.draw(st.sampled_from(["tar", "zip"])), data.draw(st.booleans())
     path = folder / f"in.{kind}"
+    members = [("a.png", PNG), ("b" * 120 + ".png", PNG), ("b/c.txt", b"text")]
+    if nested:
+        write_shard(folder / "x.tar", [Sample("k", PNG, 1)])
+        members = [("p/x.tar", (folder / "x.tar").read_bytes()), ("p/manifest.json", b"{}")]
     if kind == "tar":
-        write_tar(path, [("a.png", PNG), ("b" * 120 + ".png", PNG), ("c.txt", b"text")])
+        write_tar(path, list(members))
     else:
         with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-            archive.writestr("a.png", PNG)
-            archive.writestr("b/c.txt", b"text")
-    content = bytearray(path.read_bytes())
+            for name, content in members:
+                archive.writestr(name, content)
+    altered = bytearray(path.read_bytes())
     for _ in range(data.draw(st.integers(1, 12))):
-        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
-    path.write_bytes(content[: data.draw(st.integers(len(content) // 2, len(content)))])
-    budget = Budget(Limits(member_bytes=1 << 20, members=100))
+        altered[data.draw(st.integers(0, len(altered) - 1))] = data.draw(st.integers(0, 255))
+    path.write_bytes(altered[: data.draw(st.integers(len(altered) // 2, len(altered)))])
     try:
-        items = list(read_tar(list_tar(path, budget), budget) if kind == "tar" else read_zip(path, budget))
+        index = pack_source(path, folder / "work", limits=Limits(member_bytes=1 << 20, members=100)).index
     except DmcpError:
         return
-    for item in items:
-        assert isinstance(item, RefusedFile) or name_fault(item.name) is None
-        item.model_dump_json() if isinstance(item, RefusedFile) else None
+    assert all(name_fault(name) is None for name in index.names.values())
 
 
 PNG = png()
