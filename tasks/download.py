@@ -5,7 +5,8 @@ A source that grows keeps a ledger (tasks/ledger.py): what came in since the las
 
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from tasks.datasets.source import (
     check_parameters,
     choose,
 )
-from tasks.ledger import Ledger, assign, read_ledger, write_ledger
+from tasks.ledger import Ledger, assign, digest_of, follow_renames, read_ledger, write_ledger
 
 _SHOWN = 10
 
@@ -105,6 +106,7 @@ def download_dataset(
         for split, folder in (("train", clean), ("test", test)):
             writer = _Writer(source.splits[split], split, problems, progress)
             built[split] = writer.write(folder, dataset or name, source.classes, plan)
+            plan.splits[split] = plan.splits[split].model_copy(update={"pixels": writer.pixels})
         if problems:
             raise _refused(problems)
         report = DownloadReport(
@@ -141,10 +143,19 @@ def _plan(source: Source, parameters: CommonParameters, name: str, before: Ledge
         names = _names(content)
         chosen = choose(content.labels, parameters.limit(split))
         known = before.splits.get(split) if before and content.names is not None else None
+        if known is not None:
+            known = follow_renames(known, names, partial(_looks, content))
         splits[split] = assign(known, names, chosen, parameters.shard_size)
     old = before.classes if before else []
     classes = old + [known for known in source.classes if known not in set(old)]
     return Ledger(source=name, shard_size=parameters.shard_size, classes=classes, splits=splits)
+
+
+def _looks(split: Split, index: int) -> str | None:
+    try:
+        return digest_of(encode_png(split.read(index)))
+    except UnsupportedImage:
+        return None  # whoever writes the shards says so
 
 
 def _names(split: Split) -> list[str]:
@@ -159,6 +170,7 @@ class _Writer:
     split: str
     problems: list[str]
     progress: Progress | None
+    pixels: dict[int, str] = field(default_factory=dict)
 
     def write(self, folder: Path, dataset: str, classes: list[str], plan: Ledger) -> Manifest:
         manifest = _empty_manifest(dataset, self.split, plan.classes)
@@ -184,6 +196,7 @@ class _Writer:
             except UnsupportedImage as error:
                 self.problems.append(error.what.rstrip("."))
                 continue
+            self.pixels[key] = digest_of(png)
             yield Sample(f"{key:09d}", png, labels[self.source.labels[index]])
 
 

@@ -4,13 +4,16 @@ Sources that grow (a folder of one's own images) name their images. Without a le
 the source, so an image that comes in between would move all that follow. With the ledger of the version before, known
 images stay where they are, new ones get the next keys and go into new shards, and new classes come after the old ones:
 the shards of the version before stay as they were, byte for byte. An image that was removed or changed makes its own
-shard new, and no other. The same source and ledger give the same shards.
+shard new, and no other. One that is called otherwise now keeps its key and place: it is known by its pixels, and under
+a new key it would be protected anew, in another way than in the version before (storage/overlaps.py has why that must
+not be). The same source and ledger give the same shards.
 
 `ledger.json` lies beside the clean variant and is the owner's: it holds file names. Without it, and when `shard_size`
 or the loader is another, or a class is gone, all begins anew.
 """
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -32,13 +35,14 @@ class LedgerShard(BaseModel):
 
 
 class SplitLedger(BaseModel):
-    """One split. Keys and numbers that were given out are never used again."""
+    """One split. Keys and numbers that were given out are never used again; `pixels`: how each key's image looks."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     next_key: int
     next_shard: int
     shards: list[LedgerShard]
+    pixels: dict[int, str] = {}
 
     @model_validator(mode="after")
     def _each_once(self) -> "SplitLedger":
@@ -68,6 +72,38 @@ class Ledger(BaseModel):
     def continues(self, source: str, shard_size: int, classes: Sequence[str]) -> bool:
         """Whether a data set may be built on it."""
         return (self.source, self.shard_size) == (source, shard_size) and set(self.classes) <= set(classes)
+
+
+def digest_of(png: bytes) -> str:
+    """What tells an image by its pixels: of its PNG as shards hold it, which the pixels decide."""
+    return hashlib.sha256(png).hexdigest()[:32]
+
+
+def follow_renames(before: SplitLedger, names: Sequence[str], look: Callable[[int], str | None]) -> SplitLedger:
+    """The ledger with the present names of images that only were renamed.
+
+    Args:
+        before: the ledger that is continued.
+        names: of all images of the split, each once.
+        look: gives `digest_of` image number i, or None where it can not be used; asked only of new names, and only
+            while known images are missing.
+    """
+    now = set(names)
+    known = {name: key for shard in before.shards for key, name in shard.images}
+    gone = {before.pixels[key]: name for name, key in known.items() if name not in now and key in before.pixels}
+    renamed: dict[str, str] = {}
+    for index, name in enumerate(names):
+        if not gone:
+            break
+        if name not in known and (old := gone.pop(look(index) or "", None)) is not None:
+            renamed[old] = name
+    if not renamed:
+        return before
+    shards = [
+        LedgerShard(number=shard.number, images=[(key, renamed.get(name, name)) for key, name in shard.images])
+        for shard in before.shards
+    ]
+    return before.model_copy(update={"shards": shards})
 
 
 def assign(before: SplitLedger | None, names: Sequence[str], chosen: Sequence[int], shard_size: int) -> SplitLedger:

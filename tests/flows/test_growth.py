@@ -23,6 +23,7 @@ from storage.pull import pull
 from storage.settings import settings
 from storage.shards import read_shard
 from tasks.digests import dvc_digest
+from tasks.datasets.imagefolder import is_test
 from tasks.params import deep_merge
 from tests.flows.world import PROJECT, TINY, entered
 
@@ -155,6 +156,20 @@ def test_an_image_that_goes_makes_its_own_shard_new(grown: Path) -> None:
     assert changed == ["train-000001.tar"]
     kept = [s.key for s in read_shard(Path("data", DATASET, "clean", changed[0]))]
     assert kept == [f"{key:09d}" for i, (key, _) in enumerate(shard["images"]) if i != 3]
+
+
+def test_an_image_that_is_renamed_keeps_its_place(grown: Path) -> None:
+    """Under a new key it would be protected anew, beside what is public of it."""
+    clean = variant("clean")
+    ledger = json.loads(Path("data", DATASET, "ledger.json").read_text())
+    key, name = ledger["splits"]["train"]["shards"][1]["images"][3]
+    folder = Path(name).parent
+    other = next(n for n in (f"{folder}/renamed-{i}.png" for i in range(99)) if not is_test(n, 0.2, 0))
+    Path("images", name).rename(Path("images", other))
+    run(download)
+    assert variant("clean") == clean
+    ledger = json.loads(Path("data", DATASET, "ledger.json").read_text())
+    assert ledger["splits"]["train"]["shards"][1]["images"][3] == [key, other]
 
 
 def test_a_surrogate_that_is_not_kept_is_trained_anew(grown: Path) -> None:

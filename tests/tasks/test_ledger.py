@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from storage.errors import DatasetError
-from tasks.ledger import Ledger, SplitLedger, assign, read_ledger, write_ledger
+from tasks.ledger import Ledger, SplitLedger, assign, follow_renames, read_ledger, write_ledger
 
 names = st.lists(st.text("abcdef", min_size=1, max_size=3), unique=True, max_size=30)
 
@@ -53,6 +53,24 @@ def test_keys_and_shards_are_never_given_to_another(versions: list[list[str]], s
             assert keys.setdefault(key, name) == name
         assert [s.number for s in ledger.shards] == sorted({s.number for s in ledger.shards})
         assert all(shard.images for shard in ledger.shards)
+
+
+@given(names, names, st.integers(1, 7), st.data())
+def test_a_renamed_image_keeps_its_place(old: list[str], new: list[str], size: int, data: st.DataObject) -> None:
+    before = everything(None, old, size)
+    before = before.model_copy(update={"pixels": {key: f"look of {name}" for name, (_, key) in placed(before).items()}})
+    renamed = data.draw(st.lists(st.sampled_from(old), unique=True)) if old else []
+    source = [f"moved/{name}" if name in renamed else name for name in old] + [f"new/{name}" for name in new]
+    looked: list[str] = []
+
+    def look(index: int) -> str:
+        looked.append(source[index])
+        return f"look of {source[index].removeprefix('moved/')}"
+
+    after = everything(follow_renames(before, source, look), source, size)
+    assert {n.removeprefix("moved/"): p for n, p in placed(after).items() if not n.startswith("new/")} == placed(before)
+    assert renamed or not looked, "nothing is read when nothing is missing"
+    assert all("/" in name for name in looked), "what is known by name is not read"
 
 
 def test_a_limit_chooses_among_known_and_new() -> None:
