@@ -182,7 +182,7 @@ def restore_variant(dataset: str) -> None:
                 served = serve_shards(book, request, attempt, index, work, deliver=False)
                 _check_all_restored(dataset, index, served)
                 _place(folder, work, served, GrantedKeys(book, asker_of(request, index)), attempt)
-                work.keep_only_this()
+                work.keep_only_this({entry.shard.sha256 for entry in index.shards})
             attempt.done(index.images, 0, str(folder / "recovered"))
     metrics = {
         "images": index.images,

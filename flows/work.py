@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 
 from storage.disk import writing
 from storage.errors import WorkspaceBusy
-from storage.files import make_private, write_atomic
+from storage.files import make_private, remove_partials, write_atomic
 from storage.settings import settings
 
 _REPORT = "report.json"
@@ -107,6 +107,8 @@ def work_for(stage: str, name: str, facts: Mapping[str, Any], patience: float = 
     folder = make_private(settings().home_path("work"), stage, name, digest[:32])
     try:
         with writing(folder), FileLock(_lock(folder), timeout=patience):
+            for slot in filter(Path.is_dir, folder.iterdir()):
+                remove_partials(slot)
             yield Work(folder)
     except Timeout:
         raise WorkspaceBusy(f"Another process is at {stage} of {name}.", "Wait until it is done.") from None

@@ -1,8 +1,8 @@
 """Files and folders that appear whole or not at all, and digests.
 
 Everything is written aside, on the same file system, and renamed into place. A reader never sees half a file, and what
-stood there before stays until the new thing is complete. What a killed process left aside is removed by the next one
-that writes to the same place.
+stood there before stays until the new thing is complete. What a killed process left aside is removed: a folder by the
+next process that makes the same one, files by `remove_partials`.
 """
 
 import csv
@@ -12,6 +12,7 @@ import io
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -22,6 +23,13 @@ from storage.errors import UsageError
 
 Progress = Callable[[str, int, int | None], None]
 """Called as `progress(what, done, total)`: a short label, units done so far (bytes, images), all of them if known."""
+
+
+REPLACED = "replaced"
+"""In a holder: the folder that was there before, while the new one takes its place."""
+
+YOUNG_SECONDS = 60
+"""A file that was begun just now may not have its lock yet."""
 
 
 def sha256_file(path: Path) -> str:
@@ -56,6 +64,8 @@ def open_atomic(path: Path, mode: int | None = None) -> Iterator[BinaryIO]:
         handle = os.open(aside, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666 if mode is None else mode)
         try:
             with os.fdopen(handle, "wb") as file:
+                with suppress(OSError):  # some network file systems lock nothing
+                    fcntl.flock(handle, fcntl.LOCK_EX)
                 if mode is not None:
                     os.fchmod(file.fileno(), mode)
                 yield file
@@ -73,12 +83,26 @@ def write_atomic(path: Path, data: bytes, mode: int | None = None) -> None:
         file.write(data)
 
 
+def remove_partials(folder: Path) -> None:
+    """Remove files that `open_atomic` of killed processes left in a folder (not below it)."""
+    for path in folder.glob(".*.partial"):
+        with suppress(OSError):
+            handle = os.open(path, os.O_RDONLY)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if path.is_file() and time.time() - path.stat().st_mtime > YOUNG_SECONDS:
+                    path.unlink()
+            finally:
+                os.close(handle)
+
+
 @contextmanager
 def replace_directory(target: Path, marker: str | None = None) -> Iterator[Path]:
     """An empty work folder beside `target` that takes its place when the block ends without an error.
 
     After an error the work folder is removed and `target` is as it was. The work folder lies in a locked holder
-    `.NAME.*.partial`; holders whose lock is free belong to processes that were killed and are removed first.
+    `.NAME.*.partial`; holders whose lock is free belong to processes that were killed and are removed first; where such
+    a process had put the old folder aside and not yet the new one in its place, the old one goes back.
 
     Args:
         target: the folder to make or to replace.
@@ -98,7 +122,7 @@ def replace_directory(target: Path, marker: str | None = None) -> Iterator[Path]
             work = holder / target.name
             work.mkdir()
             yield work
-            _swap(work, target, holder / "replaced")
+            _swap(work, target, holder / REPLACED)
         finally:
             shutil.rmtree(holder, ignore_errors=True)
             os.close(lock)
@@ -160,6 +184,8 @@ def _remove_abandoned(target: Path) -> None:
             continue
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if (holder / REPLACED).exists() and not os.path.lexists(target):
+                (holder / REPLACED).rename(target)
             shutil.rmtree(holder, ignore_errors=True)
         except OSError:
             pass  # locked, so in use; or the file system locks no folders

@@ -22,8 +22,8 @@ from storage.objects import open_store
 from storage.pull import pull
 from storage.settings import settings
 from storage.shards import read_shard
-from tasks.digests import dvc_digest
 from tasks.datasets.imagefolder import is_test
+from tasks.digests import dvc_digest
 from tasks.params import deep_merge
 from tests.flows.world import PROJECT, TINY, entered
 

@@ -54,6 +54,14 @@ def test_only_the_last_work_of_a_data_set_is_kept() -> None:
         assert not new.folder.exists()
 
 
+def test_results_of_other_shards_go() -> None:
+    with work_for("restore", "x", {}) as work:
+        for digest in ("a" * 64, "b" * 64):
+            work.slot(digest).folder.mkdir()
+        work.keep_only_this({"b" * 64})
+        assert [path.name for path in work.folder.iterdir()] == ["b" * 64]
+
+
 def test_work_is_its_owners_only(home: Path) -> None:
     (home / "work").mkdir(mode=0o755)
     folder = made("restore", "x", {"a": 1}).folder

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from storage.errors import UsageError
-from storage.files import open_atomic, replace_directory, sha256_file, write_atomic
+from storage.files import open_atomic, remove_partials, replace_directory, sha256_file, write_atomic
 
 
 def test_digest(tmp_path: Path) -> None:
@@ -105,3 +105,50 @@ def test_leftovers_of_a_killed_process_go_and_those_of_a_living_one_stay(tmp_pat
         assert outer.exists()
         (outer / "outer").touch()
     assert [p.name for p in target.iterdir()] == ["outer"]
+
+
+def test_killed_between_the_two_renames_the_old_folder_comes_back(tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    target.mkdir()
+    (target / "old").write_text("old")
+    script = """
+import os, signal, sys
+from pathlib import Path
+from storage import files
+rename = Path.rename
+def killed(self, other):
+    rename(self, other)
+    os.kill(os.getpid(), signal.SIGKILL)
+Path.rename = killed
+with files.replace_directory(Path(sys.argv[1])) as work:
+    (work / "new").write_text("new")
+"""
+    assert subprocess.run([sys.executable, "-c", script, str(target)], check=False).returncode == -signal.SIGKILL
+    assert not target.exists()
+    with pytest.raises(ZeroDivisionError), replace_directory(target):
+        1 / 0  # noqa: B018
+    assert [path.name for path in target.iterdir()] == ["old"]
+    assert [path.name for path in tmp_path.iterdir()] == ["target"]
+
+
+def test_files_that_a_killed_process_left_half_written_go(tmp_path: Path) -> None:
+    script = """
+import os, signal, sys
+from pathlib import Path
+from storage.files import open_atomic
+with open_atomic(Path(sys.argv[1])) as file:
+    file.write(b"half")
+    file.flush()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    subprocess.run([sys.executable, "-c", script, str(tmp_path / "a")], check=False)
+    (left,) = tmp_path.iterdir()
+    remove_partials(tmp_path)
+    assert left.exists(), "it was begun just now"
+    os.utime(left, (1, 1))
+    with open_atomic(tmp_path / "b") as file:
+        (mine,) = set(tmp_path.iterdir()) - {left}
+        os.utime(mine, (1, 1))
+        remove_partials(tmp_path)
+        file.write(b"whole")
+    assert [path.name for path in tmp_path.iterdir()] == ["b"]
