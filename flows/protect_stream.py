@@ -22,7 +22,7 @@ from flows.console import note
 from flows.engine import flow, over_shards, task
 from flows.meter import meter
 from flows.protect import facts_of, job_of, shared_of
-from flows.publish import check_overlap, put_on_record, take_back
+from flows.publish import and_then, carried_over, check_overlap, clear_leftovers, policy
 from flows.runners import check_home
 from flows.services import object_store
 from flows.work import Work, read_job, work_for
@@ -30,11 +30,11 @@ from storage.addresses import open_address, read_remote_manifest
 from storage.committing import complete, open_publication
 from storage.croissant import About
 from storage.datacard import terms_text
-from storage.errors import CorruptShard, UsageError, VersionsOverlap
+from storage.errors import CorruptShard, ObjectStoreError, UsageError, VersionsOverlap
 from storage.manifest import Manifest
 from storage.names import check_dataset_name
 from storage.objects import ObjectStore
-from storage.overlaps import remove_unnamed
+from storage.overlaps import published_shards
 from storage.settings import settings
 from storage.shards import ShardInfo
 from storage.versions import PAYLOADS_NAME
@@ -61,8 +61,7 @@ def run_protect_stream(
         surrogate: model.pt of the surrogate.
         params: the method's parameters.
         key_id: which key of the vault seals.
-        terms: licence terms; None: the default.
-        about: for the data card and croissant.json.
+        terms, about: as `flows.publish.publish_once` takes them.
 
     Returns:
         what `metrics/protect.json` holds, and `version`, `withdrawn` (ids), `shards_sent`, `shards_there` and
@@ -73,7 +72,8 @@ def run_protect_stream(
         UnknownKey, VaultLocked, ParameterError: as `flows.protect.run_protect`.
         CorruptManifest, CorruptShard, UnsupportedImage, DatasetError: the variant can not be read.
         UsageError: an address or the data set's name is impossible, or nothing of the variant could be protected.
-        VersionsOverlap: as `flows.publish.publish_once`; the shards that were sent are removed again.
+        VersionsOverlap: as `flows.publish.publish_once`; the shard that shows it is not sent, and those that were are
+            removed again.
         PublicationConflict, ObjectStoreError: as `storage.publication.publish`; running it again goes on.
         WorkspaceBusy: another process does the very same.
     """
@@ -104,21 +104,26 @@ def protect_addresses(
         with work_for("protect-stream", dataset, facts) as work:
             _prepare(work, facts, clean, manifest, Path(surrogate), {"source": source, "target": target, "run": run})
             opened = open_publication(public, dataset)
+            terms, said = carried_over(public, dataset, terms, _about(about))
+            clear_leftovers(public, dataset, _made(work, manifest))
             there = _stream_shards(manifest, work)
             metrics, protected = _gather(work, manifest)
             earlier = _checked(public, dataset, protected)
-            version = complete(
-                opened, protected, terms_text(terms), _about(about), _payloads(work, manifest, PAYLOADS_NAME)
+            payloads = _payloads(work, manifest, PAYLOADS_NAME)
+            version, gone = and_then(
+                lambda: complete(opened, protected, terms_text(terms), said, payloads, send=_again),
+                public,
+                protected,
+                terms,
+                earlier,
             )
-            put_on_record(dataset, "version.publish", version, protected.samples)
-            withdrawn = [take_back(public, dataset, other).id for other in earlier]
             work.keep_only_this(())  # slots there are none; what other parameters or older code left goes
     metrics |= {
         "wall_seconds": round(time.monotonic() - started, 3),
         "workers": settings().workers,
         "key_id": key_id,
         "version": version,
-        "withdrawn": withdrawn,
+        "withdrawn": [other.id for other in gone],
         "shards_sent": len(manifest.shards) - there,
         "shards_there": there,
         "guarantee": opened.guarantee.explanation,
@@ -143,7 +148,8 @@ def _prepare(
     if not library.exists():
         read = remote_reader(manifest, clean, work.folder)
         make_library(manifest, read, model, library, wanted, facts["device"])
-    work.write_job(facts | addresses | shared_of(manifest) | {"surrogate": model, "library": library})
+    shared = {"surrogate": model, "library": library, "refuse": policy() == "refuse"}
+    work.write_job(facts | addresses | shared_of(manifest) | shared)
 
 
 def _stream_shards(manifest: Manifest, work: Work) -> int:
@@ -168,7 +174,10 @@ def stream_one(name: str, samples: int, size: int, sha256: str, work: str) -> di
     shared = read_job(work)
     shard = ShardInfo(name, samples, size, sha256)
     source, target = (_place(shared["run"], shared[which]) for which in ("source", "target"))
-    _, reused = stream_shard(shard, source, target, job_of(shared), lambda: access.data_key(shared["key"]), Path(work))
+    known = _known(shared["run"], shared["target"], shared["dataset"]) if shared["refuse"] else {}
+    _, reused = stream_shard(
+        shard, source, target, job_of(shared), lambda: access.data_key(shared["key"]), Path(work), known
+    )
     return {"images": samples, "reused": reused}
 
 
@@ -178,6 +187,12 @@ _OPENING = threading.Lock()
 @lru_cache(maxsize=4)
 def _opened(run: str, address: str) -> ObjectStore:
     return open_address(settings(), address)
+
+
+@lru_cache(maxsize=4)
+def _known(run: str, address: str, dataset: str) -> dict[str, set[str]]:
+    """What is public of a data set at an address, looked up once in a process and run."""
+    return published_shards(_place(run, address), dataset)
 
 
 def _place(run: str, address: str) -> ObjectStore:
@@ -203,6 +218,18 @@ def _gather(work: Work, manifest: Manifest) -> tuple[dict[str, Any], Manifest]:
     return summarise(reports), protected
 
 
+def _made(work: Work, manifest: Manifest) -> list[str]:
+    """SHA-256 of the protected shards that are on record."""
+    records = Records(work.folder)
+    return [done.digest.sha256 for shard in manifest.shards if (done := records.find(shard.sha256)) is not None]
+
+
+def _again(shard: ShardInfo) -> None:
+    raise ObjectStoreError(
+        f"{shard.name} was removed from the bucket while the others were made.", "Run the same command again."
+    )
+
+
 def _payloads(work: Work, manifest: Manifest, name: str) -> Path:
     """The file of payloads that travel beside the pixels, of this variant alone; empty where there are none."""
     records = Records(work.folder)
@@ -221,5 +248,5 @@ def _checked(public: ObjectStore, dataset: str, protected: Manifest) -> list[str
     try:
         return check_overlap(public, dataset, protected)
     except VersionsOverlap:
-        remove_unnamed(public, dataset, protected.shards)
+        clear_leftovers(public, dataset, ())
         raise

@@ -1,9 +1,10 @@
 """Publishing: an effect, not a stage. The protected variant becomes an immutable version in the public bucket."""
 
+from collections.abc import Callable, Iterable
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from flows import access
 from flows.console import note, progress
@@ -13,15 +14,17 @@ from flows.stage import stage_main
 from storage.audit import open_audit_log
 from storage.croissant import About
 from storage.datacard import terms_text
-from storage.errors import CorruptManifest, NotFound, VersionsOverlap
+from storage.errors import CorruptManifest, NotFound, PublicationConflict
 from storage.files import Progress
 from storage.manifest import Manifest, read_manifest
 from storage.objects import ObjectStore, open_store
-from storage.overlaps import Withdrawn, overlapping, withdraw
+from storage.overlaps import Withdrawn, overlapping, refusal, remove_leftovers, withdraw
 from storage.publication import PublishedVersion, read_version
 from storage.settings import settings
+from storage.versions import said_before, version_id
 from tasks.publish import publish_variant
 
+T = TypeVar("T")
 Earlier = Literal["refuse", "withdraw", "keep"]
 """What becomes of published versions that show the same images in another way (storage/overlaps.py)."""
 
@@ -32,18 +35,18 @@ def publish(dataset: str) -> None:
 
 
 def latest_published(dataset: str) -> str | None:
-    """The latest version, when it is what lies in data/DATASET/protected and nothing is left to withdraw; else None.
+    """The latest version, when it is what lies in data/DATASET/protected and nothing is left to do for it; else None.
 
-    Shards are not looked at.
+    That is to put it on record, and to withdraw what must not be public beside it. Shards are not looked at.
     """
     store, mine = open_store(settings(), "public"), read_manifest(settings().data_path(dataset, "protected"))
     try:
-        version, manifest, terms = read_version(store, dataset)
+        version, manifest, _ = read_version(store, dataset)
     except (NotFound, CorruptManifest):
         return None
-    if manifest != mine or terms != terms_text(None):
+    if manifest != mine or not _is_on_record(dataset, version):
         return None
-    return None if _earlier(None) == "withdraw" and overlapping(store, dataset, mine) else version
+    return None if policy(None) == "withdraw" and overlapping(store, dataset, mine) else version
 
 
 @flow("publish")
@@ -87,6 +90,8 @@ def publish_once(
     """Publish a variant, put it on record, and withdraw what must not be public beside it.
 
     Args:
+        terms: licence terms; None: those of the latest version, or the default ones.
+        about: for the data card and croissant.json; what it leaves out is taken from the latest version.
         earlier: what becomes of versions that show the same images otherwise; None: what the settings say.
 
     Returns:
@@ -97,12 +102,63 @@ def publish_once(
         CorruptManifest: a version in the bucket is damaged, so that nothing can be told; or the variant is.
         As `tasks.publish.publish_variant`.
     """
-    others = check_overlap(store, dataset, read_manifest(variant), earlier)
-    done = publish_variant(
-        variant, store, dataset, terms, progress, about=about, workers=min(8, settings().workers * 2)
+    manifest = read_manifest(variant)
+    others = check_overlap(store, dataset, manifest, earlier)
+    clear_leftovers(store, dataset, [shard.sha256 for shard in manifest.shards], earlier)
+    terms, about = carried_over(store, dataset, terms, about)
+    workers = min(8, settings().workers * 2)
+    return and_then(
+        lambda: publish_variant(variant, store, dataset, terms, progress, about=about, workers=workers),
+        store,
+        manifest,
+        terms,
+        others,
     )
-    put_on_record(dataset, "version.publish", done.id, done.samples)
-    return done, [take_back(store, dataset, version) for version in others]
+
+
+def and_then(
+    publishing: Callable[[], T], store: ObjectStore, manifest: Manifest, terms: str | None, others: list[str]
+) -> tuple[T, list[Withdrawn]]:
+    """Publish, and what that entails: the version goes on record, the others are withdrawn.
+
+    That is done as well where the version is complete and another one is the latest. Raises as `publish_once`.
+    """
+    dataset, version = manifest.dataset, version_id(manifest, terms_text(terms))
+    conflict: PublicationConflict | None = None
+    try:
+        done = publishing()
+    except PublicationConflict as error:
+        conflict = error
+        try:
+            read_version(store, dataset, version)
+        except (NotFound, CorruptManifest):
+            raise error from None
+    put_on_record(dataset, "version.publish", version, manifest.samples)
+    gone = [take_back(store, dataset, other) for other in others]
+    if conflict is not None:
+        raise conflict
+    return done, gone
+
+
+def carried_over(store: ObjectStore, dataset: str, terms: str | None, about: About | None) -> tuple[str | None, About]:
+    """Terms and what is said of a data set, completed by what the latest version says.
+
+    So a data set that grows keeps both when the pipeline publishes it.
+
+    Raises:
+        CorruptManifest: the latest version is damaged; not asked where all is given.
+    """
+    said = {name: value for name, value in vars(about or About()).items() if value is not None}
+    if terms is not None and len(said) == len(fields(About)):
+        return terms, About(**said)
+    old_terms, old_about = said_before(store, dataset)
+    return old_terms if terms is None else terms, replace(old_about, **said)
+
+
+def clear_leftovers(store: ObjectStore, dataset: str, mine: Iterable[str], earlier: Earlier | None = None) -> None:
+    """Remove what a publication that was cut off left in the bucket: it may show the same images otherwise."""
+    if policy(earlier) != "keep" and (removed := remove_leftovers(store, dataset, mine)):
+        note(f"Removed {removed} shards of {dataset} that an earlier publication left behind.")
 
 
 def check_overlap(store: ObjectStore, dataset: str, manifest: Manifest, earlier: Earlier | None = None) -> list[str]:
@@ -111,20 +167,15 @@ def check_overlap(store: ObjectStore, dataset: str, manifest: Manifest, earlier:
     Raises:
         VersionsOverlap: as `publish_once`.
     """
-    what = _earlier(earlier)
+    what = policy(earlier)
     found = overlapping(store, dataset, manifest) if what != "keep" else []
     if found and what == "refuse":
-        raise VersionsOverlap(
-            f"{dataset}@{found[0]} is public and shows the same images otherwise. Who has an image of both versions "
-            "can compute most of the clean one, without any key.",
-            "Withdraw the earlier version by publishing with --earlier withdraw (or `dmcp withdraw`), which does not "
-            "reach copies that were made; where both may be public all the same: --earlier keep. Without the command: "
-            "DMCP_EARLIER_VERSIONS.",
-        )
+        raise refusal(f"{dataset}@{found[0]}")
     return found
 
 
-def _earlier(asked: Earlier | None) -> Earlier:
+def policy(asked: Earlier | None = None) -> Earlier:
+    """What becomes of versions that show the same images otherwise, as it was asked for or the settings say."""
     # The embedded store serves nobody but this machine, and is for trying things out.
     return asked or settings().earlier_versions or ("withdraw" if settings().s3_endpoint is None else "refuse")
 
@@ -142,6 +193,12 @@ def put_on_record(dataset: str, action: str, version: str, images: int) -> None:
         access.ensure_dataset(book, dataset, actor="local")
     with closing(open_audit_log(settings())) as log:
         log.record("local", action, dataset=dataset, subject=version, details={"images": images})
+
+
+def _is_on_record(dataset: str, version: str) -> bool:
+    with closing(open_audit_log(settings())) as log:
+        entries = log.entries(dataset=dataset, action="version.publish", newest=True)
+    return any(entry.subject == version for entry in entries)
 
 
 if __name__ == "__main__":

@@ -3,12 +3,13 @@
     opened = open_publication(store, dataset)
     for shard in shards:
         send_shard(path, store, shard_key(dataset, shard), digest_file(path))   # in any order, side by side
-    version = complete(opened, manifest, terms, about, payloads)
+    version = complete(opened, manifest, terms, about, payloads, send=again)
 
 `storage/publication.py` is the manual, and publishes a folder by these steps; `tasks/stream.py` sends shards as they
 are made and keeps none.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,6 +21,7 @@ from storage.guarantee import Guarantee, probe_conditional_puts
 from storage.manifest import Manifest, dump_manifest
 from storage.objects import Advance, ObjectStore
 from storage.s3_client import FileDigest, digest_bytes, digest_file
+from storage.shards import ShardInfo
 from storage.versions import (
     CROISSANT_NAME,
     LICENSE_NAME,
@@ -28,6 +30,7 @@ from storage.versions import (
     Channel,
     channel_key,
     read_channel,
+    shard_key,
     version_id,
     version_key,
 )
@@ -65,8 +68,19 @@ def send_shard(path: Path, store: ObjectStore, key: str, digest: FileDigest, adv
     return True
 
 
-def complete(opened: Opened, manifest: Manifest, terms: str, about: About, payloads: bytes | Path = b"") -> str:
+def complete(
+    opened: Opened,
+    manifest: Manifest,
+    terms: str,
+    about: About,
+    payloads: bytes | Path = b"",
+    *,
+    send: Callable[[ShardInfo], object],
+) -> str:
     """Write what lies beside the shards, the manifest last, and make the version the latest; its id.
+
+    A shard that was there when this publication looked, and that somebody's withdrawal took since, is sent again: from
+    the manifest on, no withdrawal takes it.
 
     Args:
         opened: as it was before the shards were sent.
@@ -74,6 +88,7 @@ def complete(opened: Opened, manifest: Manifest, terms: str, about: About, paylo
         terms: the text of LICENSE.
         about: for the data card and croissant.json.
         payloads: content of payloads.jsonl, or a file that holds it; empty when there is none.
+        send: sends a shard, or raises what says that it can not be had.
 
     Raises:
         PublicationConflict: another publisher moved the channel meanwhile; the version itself is complete.
@@ -86,8 +101,15 @@ def complete(opened: Opened, manifest: Manifest, terms: str, about: About, paylo
         _send_payloads(store, version_key(dataset, version, PAYLOADS_NAME), payloads)
     texts = _texts(version, manifest, terms, about, beside)
     _commit(store, dataset, version, manifest, texts, opened.guarantee)
+    for shard in _missing(store, dataset, manifest):
+        send(shard)
     _move_channel(store, dataset, version, opened.before, opened.guarantee)
     return version
+
+
+def _missing(store: ObjectStore, dataset: str, manifest: Manifest) -> list[ShardInfo]:
+    there = {(found.key, found.size) for found in store.list(f"{dataset}/shards/")}
+    return [shard for shard in manifest.shards if (shard_key(dataset, shard), shard.bytes) not in there]
 
 
 def _send_payloads(store: ObjectStore, key: str, data: bytes | Path) -> None:
@@ -118,12 +140,15 @@ _KINDS = {
 def _commit(
     store: ObjectStore, dataset: str, version: str, manifest: Manifest, texts: dict[str, bytes], guarantee: Guarantee
 ) -> None:
-    """Write the texts, then the manifest, with which the version exists. Nothing happens when it does already."""
+    """Write the texts, as far as they are not there or other ones, then the manifest, with which the version exists."""
     key, data = version_key(dataset, version), dump_manifest(manifest)
-    if _is_there(store, key, data):
-        return
+    there = _is_there(store, key, data)
     for name, text in texts.items():
-        store.put_bytes(version_key(dataset, version, name), text, content_type=_KINDS[name])
+        path = version_key(dataset, version, name)
+        if not store.holds(path, digest_bytes(text)):
+            store.put_bytes(path, text, content_type=_KINDS[name])
+    if there:
+        return
     try:
         store.put_bytes(key, data, guarantee is Guarantee.ATOMIC, content_type="application/json")
     except PublicationConflict:  # another publisher of the same version was faster, or our own retried request

@@ -78,7 +78,7 @@ def croissant(version: str, manifest: Manifest, about: About) -> bytes:
         "version": f"1.0.0+{version}",
         "identifier": version,
         "license": {"@type": "sc:CreativeWork", "name": "Terms of use of this version", "url": "LICENSE"},
-        "conditionsOfAccess": f"Protected images: anyone. Originals: {access(about)}.",
+        "conditionsOfAccess": f"{_ACCESS}{access(about)}.",
         "citeAs": citation(version, manifest, about),
         "isLiveDataset": False,
         "keywords": ["images", "image classification", "WebDataset", "protected against training"],
@@ -93,9 +93,29 @@ def croissant(version: str, manifest: Manifest, about: About) -> bytes:
     return json.dumps(described, indent=1, ensure_ascii=False).encode() + b"\n"
 
 
+_ACCESS = "Protected images: anyone. Originals: "
+_ASK = "write to whoever gave you the address of this data set"
+
+
+def read_about(data: bytes) -> About:
+    """What the publisher said of a version, of its `croissant.json`; nothing where that says nothing or is damaged."""
+    try:
+        said = json.loads(data)
+        contact = said["conditionsOfAccess"].removeprefix(_ACCESS).removesuffix(".")
+        day = said.get("datePublished")
+        return About(
+            contact=None if contact == _ASK else str(contact),
+            creator=said["creator"]["name"] if "creator" in said else None,
+            url=said.get("url"),
+            published=None if day is None else date.fromisoformat(day),
+        )
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return About()
+
+
 def access(about: About) -> str:
     """How to ask for the originals, in words."""
-    return about.contact or "write to whoever gave you the address of this data set"
+    return about.contact or _ASK
 
 
 def citation(version: str, manifest: Manifest, about: About) -> str:

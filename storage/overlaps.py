@@ -6,11 +6,12 @@ amplitudes, solves them for the clean image (docs/keys.md has how much). So no t
 images otherwise should ever be public. A data set that grows is safe: what was published stays as it is.
 """
 
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 
-from storage.errors import CorruptManifest, NotFound
+from storage.errors import CorruptManifest, NotFound, VersionsOverlap
 from storage.manifest import Manifest, parse_manifest
 from storage.objects import ObjectStore
 from storage.shards import ShardInfo
@@ -52,6 +53,26 @@ def overlapping(store: ObjectStore, dataset: str, manifest: Manifest) -> list[st
     return found
 
 
+def published_shards(store: ObjectStore, dataset: str) -> dict[str, set[str]]:
+    """SHA-256 of the shards of all published versions, by their names. Raises as `overlapping`."""
+    found: dict[str, set[str]] = {}
+    for _, manifest in _versions(store, dataset):
+        for shard in manifest.shards:
+            found.setdefault(shard.name, set()).add(shard.sha256)
+    return found
+
+
+def refusal(what: str) -> VersionsOverlap:
+    """The error for what must not be public beside something (in words, the beginning of a sentence)."""
+    return VersionsOverlap(
+        f"{what} is public and shows the same images otherwise. Who has an image of both versions can compute most of "
+        "the clean one, without any key.",
+        "Withdraw the earlier version by publishing with --earlier withdraw (or `dmcp withdraw`), which does not reach "
+        "copies that were made; where both may be public all the same: --earlier keep. Without the command: "
+        "DMCP_EARLIER_VERSIONS.",
+    )
+
+
 def withdraw(store: ObjectStore, dataset: str, version: str) -> Withdrawn:
     """Take a version out of the bucket. Copies that were made of it remain, and remain restorable.
 
@@ -77,6 +98,30 @@ def withdraw(store: ObjectStore, dataset: str, version: str) -> Withdrawn:
         store.delete(version_key(dataset, version, name))
     store.delete(version_key(dataset, version))
     return Withdrawn(version, manifest.samples if manifest else 0, removed)
+
+
+def remove_leftovers(store: ObjectStore, dataset: str, mine: Iterable[str]) -> int:
+    """Remove shards that no version names, and that are not about to be published; how many.
+
+    Publications that were cut off leave such shards, where no check of versions sees them, and they may show the same
+    images otherwise. Who publishes them at this moment sends them again (`storage.committing.complete`).
+
+    Args:
+        mine: SHA-256 of the shards that are to be published.
+
+    Raises:
+        CorruptManifest, ObjectStoreError: as `withdraw`.
+    """
+    named = {s.sha256 for _, theirs in _versions(store, dataset) for s in theirs.shards} | set(mine)
+    pattern = re.compile(rf"{re.escape(dataset)}/shards/([0-9a-f]{{64}})\.tar")
+    try:
+        found = [(o.key, pattern.fullmatch(o.key)) for o in store.list(f"{dataset}/shards/")]
+    except NotFound:  # not even a bucket
+        return 0
+    left = [key for key, match in found if match and match[1] not in named]
+    for key in left:
+        store.delete(key)
+    return len(left)
 
 
 def remove_unnamed(store: ObjectStore, dataset: str, shards: Iterable[ShardInfo], but: str | None = None) -> int:
@@ -106,8 +151,7 @@ def _versions(store: ObjectStore, dataset: str, but: str | None = None) -> Itera
         except (CorruptManifest, NotFound) as error:  # the manifest, or the LICENSE beside it
             raise CorruptManifest(
                 f"{dataset}@{version.id} is damaged, so nobody can tell what it shows: {error.what}",
-                f"Take it out of the bucket: dmcp withdraw {dataset}@{version.id}. To publish beside it all the same: "
-                "--earlier keep.",
+                f"Take it out of the bucket: dmcp withdraw {dataset}@{version.id}.",
             ) from error
         yield version.id, manifest
 

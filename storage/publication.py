@@ -10,7 +10,8 @@
 
 ID is the first 16 hexadecimal digits of a SHA-256 over manifest and terms. So publishing the same again changes
 nothing, a reader can check that a version is what its name says, and a version never changes. A publisher that is
-killed leaves shards and texts that no manifest names; the next one goes on from there.
+killed leaves shards and texts that no manifest names; the next one goes on from there, and who publishes something else
+removes them first (`storage/overlaps.py`).
 
 Order: all shards are checked here first (digest, and what the caller's `check` asks of each image); then they are
 uploaded, and each is compared with the object in the bucket (`ObjectStore.holds`); then payloads, likewise; then texts,
@@ -36,7 +37,7 @@ from storage.files import Progress
 from storage.guarantee import Guarantee
 from storage.manifest import Manifest, read_manifest
 from storage.names import check_dataset_name
-from storage.objects import ObjectStore
+from storage.objects import Advance, ObjectStore
 from storage.pull import PulledVersion, pull
 from storage.s3_client import FileDigest, digest_file
 from storage.shards import ShardInfo, read_shard
@@ -120,12 +121,12 @@ def publish(
     opened = open_publication(store, dataset)
     sent = Meter("upload", total, progress)
     unique = {shard.sha256: (shard, digest) for shard, digest in zip(manifest.shards, digests, strict=True)}
-    uploaded = in_parallel(
-        lambda pair: send_shard(variant / pair[0].name, store, shard_key(dataset, pair[0]), pair[1], sent.add),
-        unique.values(),
-        workers,
-    )
-    version = complete(opened, manifest, license_text, about or About(), beside)
+
+    def send(shard: ShardInfo, advance: Advance | None = None) -> bool:
+        return send_shard(variant / shard.name, store, shard_key(dataset, shard), unique[shard.sha256][1], advance)
+
+    uploaded = in_parallel(lambda pair: send(pair[0], sent.add), unique.values(), workers)
+    version = complete(opened, manifest, license_text, about or About(), beside, send=send)
     return PublishedVersion(
         dataset, version, manifest.samples, total, sum(uploaded), len(uploaded) - sum(uploaded), opened.guarantee
     )

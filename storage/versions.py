@@ -8,6 +8,7 @@ from datetime import datetime
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from storage.croissant import About, read_about
 from storage.errors import CorruptManifest, NotFound, UsageError
 from storage.manifest import MANIFEST_NAME, Manifest, dump_manifest, parse_manifest
 from storage.names import VERSION_PATTERN, check_dataset_name
@@ -148,6 +149,22 @@ def read_version(store: ObjectStore, dataset: str, version: str = "latest") -> t
     if manifest.dataset != dataset or version_id(manifest, terms) != version:
         raise _altered(store, key)
     return version, manifest, terms
+
+
+def said_before(store: ObjectStore, dataset: str) -> tuple[str | None, About]:
+    """Terms of the latest version, and what its publisher said of it; none and nothing where nothing is published.
+
+    Raises:
+        CorruptManifest: the latest version is damaged.
+    """
+    try:
+        version, _, terms = read_version(store, dataset)
+    except NotFound:
+        return None, About()
+    try:
+        return terms, read_about(store.get_bytes(version_key(dataset, version, CROISSANT_NAME)))
+    except NotFound:
+        return terms, About()
 
 
 def _elsewhere(store: ObjectStore) -> str:

@@ -5,7 +5,7 @@ which is written after that, when the bucket holds it. What is done is on record
 """
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from storage.committing import send_shard
 from storage.errors import DmcpError
 from storage.manifest import Manifest
 from storage.objects import ObjectStore
+from storage.overlaps import refusal
 from storage.s3_client import digest_file
 from storage.shards import Sample, ShardInfo, read_shard
 from storage.versions import shard_key
@@ -30,6 +31,7 @@ def stream_shard(
     job: ProtectJob,
     key: Callable[[], DataKey],
     folder: Path,
+    known: Mapping[str, Collection[str]],
 ) -> tuple[Done, bool]:
     """See that the protected shard lies in the bucket, under its digest, and is on record.
 
@@ -40,6 +42,7 @@ def stream_shard(
         job: what all shards share.
         key: gives the data set's key; asked only when something is to be computed.
         folder: the work folder, with the records.
+        known: SHA-256 of shards that are public, by name; another one of such a name is not sent.
 
     Returns:
         what was made of it, and whether that was there already.
@@ -47,6 +50,7 @@ def stream_shard(
     Raises:
         CorruptShard: the clean shard is missing, damaged or not the manifest's.
         NotProtected, PayloadMissing: an image would be published that must not be; nothing of its shard was sent.
+        VersionsOverlap: what is public shows the same images otherwise.
         ObjectStoreError: a server failed.
     """
     records = Records(folder)
@@ -59,6 +63,8 @@ def stream_shard(
         report = asdict(protect_shard(clean, protected, job, key(), remove_source=True))
         images, payloads = _inspected(protected)
         done = Done(images, digest_file(protected), report | {"shard": shard.name})
+        if done.digest.sha256 not in known.get(shard.name, (done.digest.sha256,)):
+            raise refusal(f"A version of {job.dataset}")
         send_shard(protected, target, _key(job, shard, done), done.digest)
     records.add(shard.sha256, done, payloads)
     return done, False

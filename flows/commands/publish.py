@@ -37,7 +37,8 @@ def publish(
 ) -> None:
     """Publish a protected variant as an immutable version and make it the latest.
 
-    Every image is checked first: what is not protected is never sent. Publishing the same again changes nothing.
+    Every image is checked first: what is not protected is never sent. Publishing the same again changes nothing. Terms
+    and what else is said of the data set stay those of the latest version until others are given.
     """
     from flows.publish import WHY, publish_once
     from storage.croissant import About

@@ -1,19 +1,24 @@
 """What publishing does to versions that show the same images otherwise."""
 
+from datetime import date
 from pathlib import Path
 
 import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
+from flows import publish
 from flows.cli import app
 from flows.publish import latest_published, publish_folder
 from flows.services import object_store
+from storage import committing
 from storage.audit import open_audit_log
-from storage.errors import VersionsOverlap
+from storage.croissant import About
+from storage.errors import PublicationConflict, VersionsOverlap
+from storage.manifest import read_manifest
 from storage.objects import open_store
 from storage.settings import settings
-from storage.versions import list_versions
+from storage.versions import list_versions, said_before, shard_key, version_key
 from tasks.method.seal import DataKey
 from tests.protected import protect_images
 from tests.spilled import variant_of
@@ -90,3 +95,61 @@ def test_withdrawing_by_hand(variants: list[Path]) -> None:
     assert f"Withdrew pets@{version}: 4 images" in dmcp("withdraw", f"pets@{version}").stdout
     assert withdrawn() == [version]
     assert "not published" in dmcp("pull", "pets", settings().data_path("out"), code=8).stderr
+
+
+def test_what_a_publication_that_was_cut_off_left_behind_goes(variants: list[Path]) -> None:
+    first, second = (read_manifest(variant) for variant in variants)
+    with object_store():
+        store = open_store(settings(), "public")
+        store.ensure_bucket()
+        for shard in first.shards:
+            store.put_file(variants[0] / shard.name, shard_key("pets", shard))
+        publish_folder.fn(str(variants[1]), "pets")
+        assert {o.key for o in store.list("pets/shards/")} == {shard_key("pets", shard) for shard in second.shards}
+
+
+def test_terms_and_contact_are_kept_until_others_are_given(variants: list[Path], tmp_path: Path) -> None:
+    protected = settings().data_path("pets", "protected")
+    variants[1].rename(protected)
+    (tmp_path / "terms.txt").write_text("Only on Sundays.")
+    dmcp("publish", variants[0], "--terms", tmp_path / "terms.txt", "--contact", "ann@example.org", "--creator", "Ann")
+    with object_store():
+        store = open_store(settings(), "public")
+        published = publish_folder.fn(str(protected), "pets")["id"]
+        assert said_before(store, "pets") == ("Only on Sundays.\n", About("ann@example.org", "Ann"))
+        assert latest_published("pets") == published, "terms of one's own are no reason to publish again"
+    dmcp("publish", protected, "--contact", "bob@example.org", "--date", "2026-01-02")
+    with object_store():
+        assert said_before(store, "pets")[1] == About("bob@example.org", "Ann", None, date(2026, 1, 2))
+        assert b"bob@example.org" in store.get_bytes(version_key("pets", published, "README.md"))
+        assert public() == {published}, "what is said of a version does not make another one of it"
+
+
+def test_cut_off_before_it_was_on_record_it_is_put_on_record_next_time(
+    variants: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    variants[0].rename(settings().data_path("pets", "protected"))
+    variant = str(settings().data_path("pets", "protected"))
+    with monkeypatch.context() as patch:
+        patch.setattr(publish, "put_on_record", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            publish_folder.fn(variant, "pets")
+    with object_store():
+        assert latest_published("pets") is None
+        version = publish_folder.fn(variant, "pets")["id"]
+        assert latest_published("pets") == version
+
+
+def moved(*_: object) -> None:
+    raise PublicationConflict("Another publisher was faster.")
+
+
+def test_a_version_that_is_not_the_latest_is_on_record_and_withdraws_others(
+    variants: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = publish_folder.fn(str(variants[0]), "pets")["id"]
+    with monkeypatch.context() as patch:
+        patch.setattr(committing, "_move_channel", moved)
+        with pytest.raises(PublicationConflict):
+            publish_folder.fn(str(variants[1]), "pets")
+    assert withdrawn() == [first] and len(public()) == 1

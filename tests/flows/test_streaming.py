@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -20,7 +21,15 @@ from flows.restore import serve_request
 from flows.services import object_store
 from storage.addresses import fetch_shard, open_address, open_private_address, read_remote_manifest
 from storage.audit import open_audit_log
-from storage.errors import CorruptShard, DmcpError, NoGrant, NotFound, UsageError, VersionsOverlap
+from storage.errors import (
+    CorruptShard,
+    DmcpError,
+    NoGrant,
+    NotFound,
+    ObjectStoreError,
+    UsageError,
+    VersionsOverlap,
+)
 from storage.files import sha256_file
 from storage.manifest import MANIFEST_NAME, read_manifest
 from storage.objects import ObjectStore
@@ -226,13 +235,35 @@ def test_shards_that_must_not_be_public_beside_others_do_not_stay(source: str, m
     settings.cache_clear()
     over = {"exact": {"set": {"amplitude": 20}}}
     params = ProtectParams(**deep_merge(load_params("sample").protect.model_dump(), over))
-    with pytest.raises(VersionsOverlap, match=first):
-        run_protect_stream(source, target, SURROGATE, params, key_id)
+    with monkeypatch.context() as patch:
+        patch.setattr(tasks.stream, "send_shard", lambda *_: pytest.fail("it was sent"))
+        with pytest.raises(VersionsOverlap, match="A version of sample is public"):
+            run_protect_stream(source, target, SURROGATE, params, key_id)
     assert contents(at(target)) == before
     monkeypatch.undo()
     settings.cache_clear()
     made = run_protect_stream(source, target, SURROGATE, params, key_id)
     assert (made["withdrawn"], list(versions(target))) == ([first], [made["version"]])
+
+
+def test_what_a_run_with_other_parameters_left_behind_goes(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    target, sent = bucket("public"), []
+
+    def cut_off(path: Path, store: ObjectStore, key: str, *more: Any) -> bool:
+        if sent:
+            raise ObjectStoreError("The cable was pulled.")
+        sent.append(key)
+        return real(path, store, key, *more)
+
+    real = tasks.stream.send_shard
+    over = {"exact": {"set": {"amplitude": 20}}}
+    params = ProtectParams(**deep_merge(load_params("sample").protect.model_dump(), over))
+    with monkeypatch.context() as patch, pytest.raises(ObjectStoreError):
+        patch.setattr(tasks.stream, "send_shard", cut_off)
+        run_protect_stream(source, target, SURROGATE, params, access.current_key_id("sample"))
+    assert sent and sent[0] in contents(at(target))
+    made = protect(source, target)
+    assert sent[0] not in contents(at(target)) and list(versions(target)) == [made["version"]]
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,11 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from storage import committing
 from storage.errors import (
     CorruptManifest,
     CorruptShard,
@@ -17,7 +19,7 @@ from storage.errors import (
     UsageError,
 )
 from storage.guarantee import Guarantee
-from storage.manifest import verify_variant, write_manifest
+from storage.manifest import read_manifest, verify_variant, write_manifest
 from storage.objects import ObjectStore
 from storage.publication import About, list_versions, publish, pull, read_version
 from storage.server import ServerAddress
@@ -85,6 +87,31 @@ def test_publishing_the_same_again_changes_nothing(store: ObjectStore, variant: 
     assert second.id == first.id
     assert (second.shards_uploaded, second.shards_shared) == (0, 3)
     assert list(store.list()) == before
+
+
+def test_a_shard_that_a_withdrawal_took_meanwhile_is_sent_again(
+    store: ObjectStore, variant: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = shard_key("tiny", read_manifest(variant).shards[1])
+    commit = committing._commit
+
+    def slow(*arguments: Any) -> None:
+        commit(*arguments)
+        store.delete(taken)
+
+    monkeypatch.setattr(committing, "_commit", slow)
+    done = publish(variant, store, "tiny")
+    assert pull(store, "tiny", tmp_path / "out").id == done.id
+
+
+def test_texts_that_are_gone_come_back(store: ObjectStore, variant: Path, tmp_path: Path) -> None:
+    version = publish(variant, store, "tiny").id
+    before = keys(store)
+    for name in ("README.md", "croissant.json"):  # a withdrawal that was killed before the manifest went
+        store.delete(version_key("tiny", version, name))
+    assert publish(variant, store, "tiny").id == version
+    assert keys(store) == before
+    assert pull(store, "tiny", tmp_path / "out").id == version
 
 
 def test_payloads_are_written_before_the_manifest_and_told_of(store: ObjectStore, variant: Path) -> None:
