@@ -128,10 +128,11 @@ class _Children:
     done: Callable[[Range], bool]
     running: dict[Range, str] = field(default_factory=dict)
     heard: float = 0.0
+    served: float = 0.0
 
     def see_through(self, waiting: list[Range]) -> None:
         """Start, watch and collect, until all ranges are done; an error ends the runs that are left."""
-        self.heard = time.monotonic()
+        self.heard = self.served = time.monotonic()
         try:
             while waiting or self.running:
                 while waiting and len(self.running) < settings().runs_at_once:
@@ -154,6 +155,12 @@ class _Children:
         self.heard = time.monotonic()
         if run.over and run.state != "COMPLETED":
             raise _failed(one, run)
+        if run.state != "SCHEDULED" or is_served(settings(), self.api):
+            self.served = self.heard
+        elif self.heard - self.served > SILENT_SECONDS:
+            raise ServiceError(
+                "No worker takes the child runs any more.", "Run `dmcp up`, then this again: what is done is kept."
+            )
         if not run.dead(START_SECONDS) or one.is_held():
             return
         if self.done(one):

@@ -106,13 +106,15 @@ def make_pool(api: str) -> None:
 
 
 def deploy(settings: Settings, api: str) -> None:
-    """Make the deployments of prefect.yaml, unless this very file was deployed to this server before.
+    """Make the deployments of prefect.yaml, unless this very file was deployed from here to this server before.
+
+    Prefect keeps the project's absolute path: where the project was moved, runs would begin in a folder that is gone.
 
     Raises:
         ServiceError: Prefect refused; its own words are in the message.
     """
     mark = settings.home_path("run", "deployed")
-    digest = hashlib.sha256(api.encode() + (PROJECT / "prefect.yaml").read_bytes()).hexdigest()
+    digest = hashlib.sha256(f"{api}\0{PROJECT}\0".encode() + (PROJECT / "prefect.yaml").read_bytes()).hexdigest()
     known = call("GET", f"{api}/deployments/name/{RESTORE}") is not None
     if known and mark.exists() and mark.read_text() == digest:
         return

@@ -115,8 +115,10 @@ def _by_worker(
                 raise _broken(request.id, api, str(run), str(state))
             return
         waiting = not claimed and state in ("SCHEDULED", "PENDING", None)
-        waited.check(not is_served(settings, api) or waiting, request.id)
-        tell("Waiting for a worker" if waiting else "A worker restores it")
+        served = is_served(settings, api)
+        queued = served and state == "SCHEDULED"  # its workers have their hands full
+        waited.check(not served or (waiting and not queued), request.id)
+        tell(("Waiting for a free worker" if queued else "Waiting for a worker") if waiting else "A worker restores it")
         time.sleep(POLL_SECONDS)
 
 

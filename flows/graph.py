@@ -50,6 +50,14 @@ def select_dataset(name: str, presets: Sequence[str] = ()) -> None:
         write_atomic(SELECTION, text.encode())
 
 
+def selected_dataset() -> str | None:
+    """The data set that DVC's stages are made for; None: none was selected yet."""
+    try:
+        return str(yaml.safe_load(SELECTION.read_text(encoding="utf-8"))["dataset"])
+    except FileNotFoundError:
+        return None
+
+
 def check_selection(dataset: str) -> None:
     """See that the stages were made for the seeds that params.yaml has now.
 

@@ -2,9 +2,9 @@
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -13,7 +13,7 @@ LINE_SECONDS = 5.0  # between lines where no one watches a terminal
 
 
 class Meter:
-    """Counts what is done. `advance` is called by the flow's own thread only."""
+    """Counts what is done; `fresh`: images of this run. `advance` is called by the flow's own thread only."""
 
     def __init__(self, what: str, shards: int, images: int) -> None:
         self.what = what
@@ -21,7 +21,7 @@ class Meter:
         self.images = images
         self.done_shards = 0
         self.done_images = 0
-        self._fresh = 0
+        self.fresh = 0
         self._start = time.monotonic()
         self._last_line = -LINE_SECONDS
 
@@ -29,18 +29,18 @@ class Meter:
         """One more shard is done; `reused`: by an earlier run, so it says nothing about speed."""
         self.done_shards += 1
         self.done_images += images
-        self._fresh += 0 if reused else images
+        self.fresh += 0 if reused else images
         self.show()
 
     @property
     def rate(self) -> float:
         """Images a second of this run."""
-        return self._fresh / max(time.monotonic() - self._start, 1e-6)
+        return self.fresh / max(time.monotonic() - self._start, 1e-6)
 
     def text(self) -> str:
         """The state in one line."""
         line = f"{self.what}: {self.done_shards:,}/{self.shards:,} shards, {self.done_images:,}/{self.images:,} images"
-        if self._fresh:
+        if self.fresh:
             left = (self.images - self.done_images) / self.rate
             line += f", {self.rate:,.0f} images/s" + (f", {duration(left)} left" if left > 0 else "")
         return line
@@ -63,7 +63,7 @@ class _Bar(Meter):
 
     def show(self) -> None:
         """Move the bar."""
-        speed = f"{self.rate:,.0f} images/s" if self._fresh else ""
+        speed = f"{self.rate:,.0f} images/s" if self.fresh else ""
         self._bars.update(self._bar, completed=self.done_images, speed=speed)
 
 
@@ -86,3 +86,9 @@ def meter(what: str, shards: int, images: int) -> Iterator[Meter]:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[speed]}"))
     with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bars:
         yield _Bar(what, shards, images, bars)
+
+
+def took(metrics: Mapping[str, Any]) -> str:
+    """How long a stage took by its metrics (`wall_seconds`, `images`, `fresh`), and how much of it was done before."""
+    before = metrics["images"] - metrics["fresh"]
+    return f"{metrics['wall_seconds']:.0f} s" + (f" ({before:,} were done before)" if before else "")

@@ -20,13 +20,18 @@ from flows.services import object_store
 from flows.stage import stage_main
 from storage.audit import checkpoint_due, open_audit_log
 from storage.errors import WorkspaceBusy
+from storage.manifest import MANIFEST_NAME
 from storage.objects import open_store
 from storage.settings import settings
 
 
 @flow("pipeline")
-def pipeline(dataset: str = "sample") -> dict[str, Any]:
+def pipeline(dataset: str | None = None) -> dict[str, Any]:
     """Bring one data set up to date: all stages, the private remote, the published version.
+
+    Args:
+        dataset: its name in params.yaml; None, as every night: the selected one, if it was built before. So a worker
+            never begins to train, or to publish, what nobody asked for.
 
     Returns:
         `ran`, the stages that DVC ran; `version`, what was published; `pushed`, whether there is a remote.
@@ -35,6 +40,10 @@ def pipeline(dataset: str = "sample") -> dict[str, Any]:
         WorkspaceBusy: another pipeline runs in this workspace.
         DmcpError: a stage failed, with its own message and exit code.
     """
+    dataset = dataset or _built()
+    if dataset is None:
+        note("Nothing to bring up to date: no data set was built here yet (dmcp run --dataset NAME).")
+        return {"ran": [], "version": None, "pushed": False}
     with workspace(), object_store():
         graph.select_dataset(dataset)
         access.prepare(dataset)
@@ -48,6 +57,13 @@ def pipeline(dataset: str = "sample") -> dict[str, Any]:
             note(f"{dataset}@{version} is published: nothing to do.")
         anchor_audit_log()
     return {"ran": ran, "version": version, "pushed": pushed}
+
+
+def _built() -> str | None:
+    """The selected data set, if there is anything of it."""
+    dataset = graph.selected_dataset()
+    there = dataset is not None and (settings().data_path(dataset, "clean") / MANIFEST_NAME).is_file()
+    return dataset if there else None
 
 
 @task("stage", "{stage}")

@@ -16,7 +16,7 @@ from flows.access import current_key_id, data_key
 from flows.child_runs import over_runs, range_of
 from flows.console import note
 from flows.engine import flow, over_shards, task
-from flows.meter import meter
+from flows.meter import meter, took
 from flows.runners import check_home
 from flows.stage import stage_main
 from flows.work import Slot, Work, place, read_job, work_for
@@ -101,14 +101,19 @@ def protect_variant(clean: str, out: str, surrogate: str, parameters: dict[str, 
     facts = facts_of(manifest, Path(surrogate), parameters, key_id)
     with work_for("protect", manifest.dataset, facts) as work:
         _prepare(work, facts, source, manifest, Path(surrogate))
-        reports = _protect_shards(manifest, work)
+        reports, fresh = _protect_shards(manifest, work)
         with replace_directory(target, MANIFEST_NAME) as folder:
             shards = [_placed(work.slot(shard.sha256), folder / shard.name) for shard in manifest.shards]
             write_manifest(folder, manifest.model_copy(update={"shards": shards}))
         work.keep_only_this({shard.sha256 for shard in manifest.shards})
     metrics = summarise([reports[shard.name] for shard in manifest.shards])
-    metrics |= {"wall_seconds": round(time.monotonic() - started, 3), "workers": settings().workers, "key_id": key_id}
-    note(f"Protected {metrics['protected']:,} of {metrics['images']:,} images in {metrics['wall_seconds']:.0f} s.")
+    metrics |= {
+        "wall_seconds": round(time.monotonic() - started, 3),
+        "fresh": fresh,
+        "workers": settings().workers,
+        "key_id": key_id,
+    }
+    note(f"Protected {metrics['protected']:,} of {metrics['images']:,} images in {took(metrics)}.")
     return metrics
 
 
@@ -144,8 +149,8 @@ def _prepare(work: Work, facts: dict[str, Any], clean: Path, manifest: Manifest,
     work.write_job(facts | paths | shared_of(manifest))
 
 
-def _protect_shards(manifest: Manifest, work: Work) -> dict[str, ShardReport]:
-    """The reports of all shards, by name."""
+def _protect_shards(manifest: Manifest, work: Work) -> tuple[dict[str, ShardReport], int]:
+    """The reports of all shards, by name, and how many images were not done before."""
     reports: dict[str, ShardReport] = {}
     with meter("protect", len(manifest.shards), manifest.samples) as progress:
 
@@ -158,7 +163,7 @@ def _protect_shards(manifest: Manifest, work: Work) -> dict[str, ShardReport]:
             over_runs(SHARDS, work, jobs, lambda job: work.slot(job[1]).finished(), finished)
         else:
             _protect_here(jobs, str(work.folder), finished)
-    return reports
+    return reports, progress.fresh
 
 
 @flow("protect-shards", sharded=True)

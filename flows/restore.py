@@ -21,6 +21,7 @@ from flows.attempt import Attempt, attempt_at
 from flows.console import note
 from flows.dispatch import failure
 from flows.engine import flow
+from flows.meter import took
 from flows.release import GrantedKeys, charge, record
 from flows.restore_shards import MENDABLE, Served, asker_of, serve_shards, slot_of
 from flows.services import object_store
@@ -190,10 +191,11 @@ def restore_variant(dataset: str) -> None:
         "refused": [],
         "seconds": {step: round(value, 3) for step, value in served.seconds.items()},
         "wall_seconds": round(time.monotonic() - started, 3),
+        "fresh": served.fresh,
         "workers": settings().workers,
     }
     write_atomic(folder / "metrics" / "restore.json", json.dumps(metrics, indent=2).encode() + b"\n")
-    note(f"Restored all {index.images:,} images in {metrics['wall_seconds']:.0f} s.")
+    note(f"Restored all {index.images:,} images in {took(metrics)}.")
 
 
 def _check_all_restored(dataset: str, index: RequestIndex, served: Served) -> None:

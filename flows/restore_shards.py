@@ -40,7 +40,7 @@ class Served:
 
     `attempts` are those that put the results into the bucket; `grants` are the grants that each shard was restored
     under, `released` the data sets of which any image was, and `barred` those that the user could not have at some
-    time, with the error.
+    time, with the error. `fresh` are the images that no earlier attempt had done.
     """
 
     results: dict[int, ShardInfo] = field(default_factory=dict)
@@ -51,6 +51,7 @@ class Served:
     restored: list[str] = field(default_factory=list)
     refused: list[RefusedFile] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
+    fresh: int = 0
 
     def add(self, number: int, report: dict[str, Any]) -> None:
         """One more shard."""
@@ -99,7 +100,7 @@ def serve_shards(
             attempt.progress(**counts)
 
         over_shards(restore_one, ((number, folder, attempt.number) for number in range(len(index.shards))), finished)
-    served = Served()
+    served = Served(fresh=progress.fresh)
     for number in sorted(reports):
         served.add(number, reports[number])
     return served

@@ -185,12 +185,13 @@ def _assemble(
         spilled=protect.spilled,
         payload_bytes=protect.payload_bytes,
         capacity_bytes=protect.capacity_bytes,
-        times={
-            "protect": StageTime(steps=protect.seconds, wall=protect.wall_seconds, workers=protect.workers),
-            "restore": StageTime(steps=restore.seconds, wall=restore.wall_seconds, workers=restore.workers),
-        },
+        times={"protect": _time(protect), "restore": _time(restore)},
         digests={name: dvc_digest(dataset_dir / name) for name in (*VARIANTS, "test") if (dataset_dir / name).is_dir()},
     )
+
+
+def _time(stage: ProtectMetrics | RestoreMetrics) -> StageTime:
+    return StageTime(steps=stage.seconds, wall=stage.wall_seconds, fresh=stage.fresh, workers=stage.workers)
 
 
 def _counts(comparison: Comparison, protect: ProtectMetrics, restore: RestoreMetrics) -> Counts:

@@ -80,6 +80,7 @@ class ProtectMetrics(_Record):
     capacity_bytes: float | None = None
     seconds: dict[str, float] = {}
     wall_seconds: float | None = None
+    fresh: Count | None = None
     workers: int | None = None
 
 
@@ -91,6 +92,7 @@ class RestoreMetrics(_Record):
     refused: list[NamedReason] = []
     seconds: dict[str, float] = {}
     wall_seconds: float | None = None
+    fresh: Count | None = None
     workers: int | None = None
 
 
@@ -174,10 +176,14 @@ class Bounds(_Record):
 
 
 class StageTime(_Record):
-    """Time of one stage: `steps` in seconds of one thread, summed over shards; `wall` from start to end."""
+    """Time of one stage: `steps` in seconds of one thread, summed over shards; `wall` from start to end.
+
+    The steps are of all images, the clock's time only of `fresh` ones: those that no run before had done.
+    """
 
     steps: dict[str, float]
     wall: float | None
+    fresh: int | None = None
     workers: int | None
 
 

@@ -25,7 +25,7 @@ from storage.manifest import Manifest, read_manifest
 from storage.png import decode_png, encode_png
 from storage.shards import Sample, read_shard, write_shard
 from tasks.batches import by_shape, portions
-from tasks.growth import basis_of
+from tasks.growth import Basis, basis_of
 from tasks.method.exact import SIGNS, ExactParameters, ExactProfile
 from tasks.method.paper import PaperParameters, PaperProfile
 from tasks.method.perturbation import Features, FeatureSpacePerturbation, FspParameters, Perturbation, build_library
@@ -46,6 +46,11 @@ class PaperMethod:
     def profile(self) -> Profile:
         """How the perturbed look is given and taken back."""
         return PaperProfile(self.transform)
+
+    @property
+    def has_targets(self) -> bool:
+        """Whether the perturbation aims at activations of target images, and not at a class."""
+        return True
 
     def perturber(
         self, features: Sequence[Features], library: NDArray[np.float32], key: DataKey, device: str
@@ -68,6 +73,11 @@ class ExactMethod:
         """How the perturbed look is given and taken back."""
         return ExactProfile(self.set)
 
+    @property
+    def has_targets(self) -> bool:
+        """Whether the perturbation aims at activations of target images, and not at a class."""
+        return self.layer != "logits"
+
     def perturber(
         self, features: Sequence[Features], library: NDArray[np.float32], key: DataKey, device: str
     ) -> Perturbation:
@@ -76,7 +86,7 @@ class ExactMethod:
             features,
             library,
             self.perturbation,
-            logits=self.layer == "logits",
+            logits=not self.has_targets,
             amplitude=self.set.amplitude,
             per_pixel=SIGNS[self.set.signs],
             derangement_seed=key.derive(b"derangement", 16),
@@ -193,11 +203,23 @@ def make_library(
 ) -> Path:
     """`prepare_library` of a variant wherever it lies; `read` gives the samples of a shard by its name.
 
-    Shards are read one after the other, no more of them than are needed.
+    Shards are read one after the other, no more of them than are needed: none for logits, whose targets are classes.
     """
+    basis = basis_of(manifest, surrogate)
+    if method.has_targets:
+        library = _activations(basis, read, surrogate, method, device)
+    else:
+        library = np.zeros((basis.classes, 1, 1), np.float32)
+    with open_atomic(out) as file:
+        np.save(file, library)
+    return out
+
+
+def _activations(
+    basis: Basis, read: Callable[[str], list[Sample]], surrogate: Path, method: Method, device: str
+) -> NDArray[np.float32]:
     one_thread()
     wanted = method.perturbation.library
-    basis = basis_of(manifest, surrogate)
     images: dict[int, list[NDArray[np.uint8]]] = {c: [] for c in range(basis.classes)}
     for name in basis.shards:
         if all(len(rows) >= wanted for rows in images.values()):
@@ -208,10 +230,7 @@ def make_library(
             if len(images[sample.label]) < wanted:
                 images[sample.label].append(decode_png(sample.png, sample.key))
     features = surrogate_features(surrogate, method.layer, device)
-    library = build_library(features[-1], list(images.values()), wanted, device)
-    with open_atomic(out) as file:
-        np.save(file, library)
-    return out
+    return build_library(features[-1], list(images.values()), wanted, device)
 
 
 def protect_shard(

@@ -260,9 +260,11 @@ def _timings(e: Evaluation) -> list[dict[str, str]]:
     for stage, images in stages:
         times = e.times[stage]
         rows += [_timing(stage, step, seconds, images) for step, seconds in times.steps.items()]
-        if times.wall is not None:
+        fresh = images if times.fresh is None else times.fresh
+        if times.wall is not None and fresh:
             workers = f", {times.workers} workers" if times.workers else ""
-            rows.append(_timing(stage, f"whole stage by the clock{workers}", times.wall, images))
+            some = f", {fresh:,} images" if fresh < images else ""
+            rows.append(_timing(stage, f"whole stage by the clock{workers}{some}", times.wall, fresh))
     for name in VARIANTS:
         result = e.accuracy[name]
         runs = f"{name}, {len(result.seeds)} × {e.setting.epochs} epochs"
@@ -277,7 +279,14 @@ def _timing(stage: str, step: str, seconds: float, images: int) -> dict[str, str
 
 def _facts(e: Evaluation, parameters: Mapping[str, Any]) -> list[dict[str, Any]]:
     same = e.digests["clean"] == e.digests["recovered"]
-    note = "Clean and recovered are the same, bit for bit." if same else "Clean and recovered differ in pixels."
+    recovered = e.fidelity["recovered"]
+    if same:
+        note = "Clean and recovered are the same, bit for bit."
+    elif recovered.bit_exact < recovered.images:
+        note = "Clean and recovered differ in pixels."
+    else:
+        missing = e.counts.clean - e.counts.recovered
+        note = f"What was recovered is bit for bit the same; {missing:,} images are missing."
     return [
         {"title": "Parameters", "rows": flatten(parameters), "code": True, "note": ""},
         {

@@ -23,6 +23,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from storage.disk import disk_fault
 from storage.errors import ServiceError
 from storage.settings import Settings
 
@@ -189,7 +190,8 @@ def _ask(uri: str) -> None:
         answer = httpx.get(f"{uri.rstrip('/')}/health", timeout=10)
         answer.raise_for_status()
     except httpx.HTTPError as error:
-        raise _unreachable(uri, error) from error
+        fault = disk_fault(error) if isinstance(error, OSError) else None
+        raise fault or _unreachable(uri, error) from error
 
 
 @contextmanager
@@ -203,7 +205,7 @@ def _one_at_a_time(lock: Path) -> Iterator[None]:
 
 @contextmanager
 def translated(uri: str) -> Iterator[None]:
-    """Raise what MLflow, its database or the network raise as ServiceError."""
+    """Raise what MLflow, its database or the network raise as ServiceError, and what the disk does as DiskFault."""
     import requests
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError

@@ -254,11 +254,13 @@ def tell_left_out(metrics: dict[str, Any]) -> None:
 
 def _tell(name: str, protected: Path, report: Path, metrics: dict[str, Any]) -> None:
     """What was protected, and what was left out and why."""
+    from flows.meter import took
+
     tell_left_out(metrics)
     folder = console.shown(protected)
     console.finished(
         f"Protected {metrics['protected']:,} of {metrics['images']:,} images of {name} under the key "
-        f"{metrics['key_id']} in {metrics['wall_seconds']:.0f} s.",
+        f"{metrics['key_id']} in {took(metrics)}.",
         [("protected", folder), ("report", console.shown(report))],
         [f"dmcp publish {folder}", f"dmcp inspect IMAGE.png (dmcp export {folder} OUT --as imagefolder gives images)"],
     )

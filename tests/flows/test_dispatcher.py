@@ -266,6 +266,7 @@ def test_waiting_for_a_request_ends_with_what_became_of_it(
     """`dmcp restore` waits on the registry, and says what the worker said."""
     monkeypatch.setattr("flows.dispatch.is_served", lambda *_: True)
     monkeypatch.setattr("flows.dispatch.POLL_SECONDS", 0.02)
+    monkeypatch.setattr("flows.dispatch.PATIENCE_SECONDS", 0.01)
     ends = {
         "failed": lambda book, i: book.set_request_state(i, "failed", message="GrantRevoked: It was revoked."),
         "cancelled": lambda book, i: book.cancel_request(i),
@@ -293,6 +294,16 @@ def test_waiting_for_a_request_ends_with_what_became_of_it(
                 set_state(api, found["0"], "CRASHED", "out of memory")
 
         serve(settings(), request.id, crash)
+    waiting: list[str] = []
+    with monkeypatch.context() as patch, pytest.raises(ServiceError, match="No worker worked on request"):
+
+        def leave(text: str) -> None:
+            waiting.append(text)
+            if len(waiting) == 3:
+                patch.setattr("flows.dispatch.is_served", lambda *_: False)
+
+        serve(settings(), pending(place).id, leave)
+    assert waiting[:3] == ["Waiting for a free worker"] * 3, "however long: they have their hands full"
 
 
 def test_which_run_comes_next() -> None:

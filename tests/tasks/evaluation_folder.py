@@ -101,6 +101,7 @@ def make_folder(
             "capacity_bytes": 69,
             "seconds": {"perturb": 4.0, "hide": 0.5},
             "wall_seconds": 2.5,
+            "fresh": 5,
             "workers": 2,
             "pixels": 1,
         },

@@ -199,11 +199,15 @@ def test_a_label_that_stands_in_the_request_is_kept(clean: Path, job: ProtectJob
 
 
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
-def test_a_sample_without_a_label_is_named(surrogate: Path, method: Method, tmp_path: Path) -> None:
+def test_targets_need_labels_and_logits_no_image(surrogate: Path, method: Method, tmp_path: Path) -> None:
     shard = write_shard(tmp_path / "train-000000.tar", [Sample("a", encode_png(make("photo", 32, 32, 0)), None)])
     write_manifest(tmp_path, Manifest(dataset="toy", split="train", classes=["a", "b"], shards=[shard]))
-    with pytest.raises(DatasetError, match="a has no label"):
-        prepare_library(tmp_path, surrogate, tmp_path / "library.npy", method)
+    if method.has_targets:
+        with pytest.raises(DatasetError, match="a has no label"):
+            prepare_library(tmp_path, surrogate, tmp_path / "library.npy", method)
+    else:
+        (tmp_path / shard.name).unlink()
+        assert len(np.load(prepare_library(tmp_path, surrogate, tmp_path / "library.npy", method))) == 2
 
 
 @pytest.mark.parametrize("label", [None, 3])

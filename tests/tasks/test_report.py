@@ -110,7 +110,7 @@ def test_the_page_holds_the_figures(folder: Path) -> None:
         "69 bytes",
         "protect.transform.block",
         "2 seeds (0, 1)",
-        "whole stage by the clock, 2 workers",
+        "whole stage by the clock, 2 workers, 5 images",
         "Python 3.",
         "torch",
         "keep it as private as the clean data set",

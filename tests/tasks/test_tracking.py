@@ -1,3 +1,4 @@
+import errno
 import json
 import socket
 import time
@@ -8,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from storage.errors import ServiceError
+from storage.errors import DiskFault, ServiceError
 from storage.settings import Settings
 from tasks.digests import dvc_digest
 from tasks.learning.training import Epoch
 from tasks.tracked_run import RunKey, confusion_figure
-from tasks.tracking import SUPERSEDED, Tracking, artifact_folder, open_tracking, tracking_uri
+from tasks.tracking import SUPERSEDED, Tracking, artifact_folder, open_tracking, tracking_uri, translated
 from tasks.train import train_variant
 from tests.tasks.learning_data import PARAMS, sample
 
@@ -194,6 +195,13 @@ def test_a_store_that_goes_away_costs_no_training(tmp_path: Path) -> None:
     aside.rename(database)
     run.curve(epochs(3))
     assert [point.step for point in tracking.client.get_metric_history(run.id, "test_accuracy")] == [1, 2, 3]
+
+
+def test_a_full_disk_is_none_of_mlflows_faults() -> None:
+    with pytest.raises(DiskFault, match="The disk is full"), translated("sqlite:////x/mlflow.db"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(ServiceError, match="MLflow does not answer"), translated("http://x"):
+        raise ConnectionResetError("gone")
 
 
 def test_addresses_are_absolute_and_below_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
