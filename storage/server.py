@@ -212,7 +212,7 @@ def _end(process: psutil.Process) -> None:
 
 
 def _serving_process(home: Path) -> psutil.Process | None:
-    """The live process that serves this home, found by its command line: rclone, serving exactly this folder.
+    """The live process of this user that serves this home, found by its command line: rclone, serving this very folder.
 
     Process ids are used again, and start times shift when the clock is set or a virtual machine is resumed, so neither
     proves anything. The id in server.json is looked at first; when it is stale all processes are, so that a server
@@ -222,10 +222,11 @@ def _serving_process(home: Path) -> psutil.Process | None:
     if state is not None and state.pid is not None:
         with suppress(psutil.Error):
             process = psutil.Process(state.pid)
-            if _serves(process.cmdline(), home):
+            if process.uids().real == os.getuid() and _serves(process.cmdline(), home):
                 return process
-    for process in psutil.process_iter(["cmdline"]):
-        if _serves(process.info["cmdline"] or [], home):
+    for process in psutil.process_iter(["cmdline", "uids"]):
+        ours = process.info["uids"] is not None and process.info["uids"].real == os.getuid()
+        if ours and _serves(process.info["cmdline"] or [], home):
             return process
     return None
 

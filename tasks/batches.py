@@ -1,7 +1,9 @@
 """Cutting mixed images into what is done at once: so many pixels, and of these images of one shape at a time."""
 
 import struct
+import threading
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,12 +15,29 @@ PORTION_BYTES = 192 << 20
 """Pixels that are decoded at once, unless one image has more."""
 
 
-def portions(samples: Sequence[Sample]) -> Iterator[Sequence[Sample]]:
-    """The samples in order, as many at a time as `PORTION_BYTES` allow."""
+RESTORED_BYTES = 32 << 20
+"""The same for restoring, which takes some eleven times as much memory, and gives the same bytes however it is cut."""
+
+_LARGE = threading.Lock()
+
+
+@contextmanager
+def room_for(portion: Sequence[Sample]) -> Iterator[None]:
+    """Wait until this portion may be restored: one that is larger than `RESTORED_BYTES` (an image) at a time.
+
+    So that nobody who hands in a large image for each worker, which takes no key, can use up the memory.
+    """
+    with _LARGE if _decoded_bytes(portion[0].png) > RESTORED_BYTES else nullcontext():
+        yield
+
+
+def portions(samples: Sequence[Sample], most: int | None = None) -> Iterator[Sequence[Sample]]:
+    """The samples in order, as many at a time as so many bytes of pixels allow; by default `PORTION_BYTES`."""
+    most = PORTION_BYTES if most is None else most
     start, size = 0, 0
     for i, sample in enumerate(samples):
         mine = _decoded_bytes(sample.png)
-        if i > start and size + mine > PORTION_BYTES:
+        if i > start and size + mine > most:
             yield samples[start:i]
             start, size = i, 0
         size += mine

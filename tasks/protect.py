@@ -174,10 +174,11 @@ def surrogate_features(path: Path, layer: str, device: str) -> tuple[Features, .
 
 
 def one_thread() -> None:
-    """Let this thread's networks use one core: shards run side by side, and sums keep their order."""
+    """Let this thread's networks use one core: shards run side by side, and sums keep their order, on a GPU too."""
     import torch
 
     torch.set_num_threads(1)
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
 
 
 def prepare_library(clean: Path, surrogate: Path, out: Path, method: Method, device: str = "cpu") -> Path:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from storage.errors import DmcpError, EnvironmentFault, InputError, Refused, public_text
 from storage.png import decode_png, encode_png, read_payload
 from storage.shards import Sample
-from tasks.batches import by_shape, portions
+from tasks.batches import RESTORED_BYTES, by_shape, portions, room_for
 from tasks.method.carriers import read_headers
 from tasks.method.header import Header
 from tasks.method.known import parse_header, profile_of
@@ -95,8 +95,9 @@ def restore_samples(
         EnvironmentFault: keys (`find_key`) or published payloads (`find_payload`) are out of reach.
     """
     batch, keys = RestoredBatch(seconds={"decode": 0.0, "restore": 0.0, "encode": 0.0}), _asked_once(find_key)
-    for portion in portions(samples):
-        batch.extend(_restore_portion(portion, keys, find_payload))
+    for portion in portions(samples, RESTORED_BYTES):
+        with room_for(portion):
+            batch.extend(_restore_portion(portion, keys, find_payload))
     return batch
 
 

@@ -51,13 +51,26 @@ def resolve_precision(wanted: str, device: torch.device) -> Precision:
 
 def arithmetic(device: torch.device) -> str:
     """How networks compute on a device when nothing else is asked for: what besides the code decides their numbers."""
-    return f"{resolve_precision('auto', device)} by torch {torch.__version__}"
+    return f"{resolve_precision('auto', device)} by torch {torch.__version__} on {_processor(device)}"
+
+
+def _processor(device: torch.device) -> str:
+    """The GPU's name, or the instructions that kernels are chosen by: bf16 sums differ between them."""
+    if device.type == "cuda":
+        return str(torch.cuda.get_device_name(device))
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA")
+    return "+".join([torch.backends.cpu.get_cpu_capability(), *_bf16_instructions(), *([limit] if limit else [])])
 
 
 def _cpu_multiplies_bf16() -> bool:
+    return torch.backends.mkldnn.is_available() and bool(_bf16_instructions())
+
+
+def _bf16_instructions() -> list[str]:
     # Private names of torch: where a release lacks one, float32 is the safe answer.
-    asks = (getattr(torch.cpu, name, None) for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"))
-    return torch.backends.mkldnn.is_available() and any(bool(ask()) for ask in asks if ask is not None)
+    names = {"amx": "_is_amx_tile_supported", "avx512_bf16": "_is_avx512_bf16_supported"}
+    asks = {short: getattr(torch.cpu, name, None) for short, name in names.items()}
+    return [short for short, ask in asks.items() if ask is not None and ask()]
 
 
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:

@@ -3,10 +3,12 @@
 import io
 import struct
 import tarfile
+import threading
 import tracemalloc
 import zipfile
 import zlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,11 +21,11 @@ from storage.objects import ObjectStore
 from storage.png import encode_png
 from storage.registry import Registry, Request, new_request_id
 from storage.shards import Sample, read_shard, write_shard
-from tasks import batches
+from tasks import restore
 from tasks.request import Limits, fetch_index, hand_in, pack_source, upload_limits
 from tasks.request_containers import list_tar
 from tasks.request_sources import Budget
-from tasks.restore import restore_samples
+from tasks.restore import RestoredBatch, restore_samples
 
 PNG = encode_png(np.random.default_rng(7).integers(0, 256, (16, 16, 3), dtype=np.uint8))
 MIB = 1 << 20
@@ -229,15 +231,36 @@ def test_images_of_giant_dimensions_are_refused_on_the_way_in(tmp_path: Path) ->
     assert "2,500,000,000" not in found["large.png"] and "50,000 x 50,000 pixels" in found["large.png"]
 
 
-def test_many_images_that_are_small_as_files_are_decoded_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_images_that_are_small_as_files_are_decoded_a_few_at_a_time() -> None:
     bomb = giant(2000, 2000, 2000)
     assert len(bomb) < 20_000
-    monkeypatch.setattr(batches, "PORTION_BYTES", 30 * MIB)
     samples = [Sample(f"{i}", bomb, None) for i in range(20)]  # 240 MB of pixels
     with little_memory(120 * MIB):
         batch = restore_samples(samples, lambda _: pytest.fail("nothing here names a key"))
     assert [refusal.error for refusal in batch.refusals] == ["NotProtected"] * 20
     assert [refusal.key for refusal in batch.refusals] == [sample.key for sample in samples]
+
+
+@pytest.mark.parametrize(("side", "at_once"), [(4000, 1), (64, 4)])
+def test_large_images_are_restored_one_at_a_time(side: int, at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker each, they would take the memory that eleven times their pixels need."""
+    everybody = threading.Barrier(at_once)
+    working, most, lock = [0], [0], threading.Lock()
+
+    def work(*_: object) -> RestoredBatch:
+        with lock:
+            working[0] += 1
+            most[0] = max(most[0], working[0])
+        everybody.wait(10)
+        with lock:
+            working[0] -= 1
+        return RestoredBatch()
+
+    monkeypatch.setattr(restore, "_restore_portion", work)
+    samples = [Sample("a", giant(side, side, 1), None)]
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: restore_samples(samples, lambda _: pytest.fail("no key")), range(4)))
+    assert most == [at_once]
 
 
 # --- nothing, and names ----------------------------------------------------------------------------------------------
