@@ -2,7 +2,7 @@
 
 Whatever protects an image adds something to it, and what only carries the payload can be undone by anyone
 (docs/format.md). Who holds two protections of one image holds two such sums, and of profile `exact`, with two
-amplitudes, solves them for the clean image (docs/keys.md has how much). So no two versions that protect the same
+amplitudes, solves them for the clean image (docs/evidence.md has how much). So no two versions that protect the same
 images otherwise should ever be public. A data set that grows is safe: what was published stays as it is.
 """
 
