@@ -23,6 +23,7 @@ from storage.files import write_atomic
 from tasks.params import load_params, preset_named
 
 SELECTION = Path("selection.yaml")
+LOCK = Path("dvc.lock")
 _HINT = "Use `dvc push`"  # after every stage; we push at the end
 _HEADER = """\
 # Which data set the stages of dvc.yaml are made for. Written by `make run DATASET=...` and `dmcp run --dataset ...`;
@@ -56,6 +57,14 @@ def selected_dataset() -> str | None:
         return str(yaml.safe_load(SELECTION.read_text(encoding="utf-8"))["dataset"])
     except FileNotFoundError:
         return None
+
+
+def locked_stages(path: Path = LOCK) -> dict[str, Any]:
+    """What a lock file of DVC says of each stage that was run, by its address; nothing where there is none."""
+    if not path.exists():
+        return {}
+    found = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("stages")
+    return found if isinstance(found, dict) else {}
 
 
 def check_selection(dataset: str) -> None:

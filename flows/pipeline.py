@@ -14,13 +14,12 @@ from flows import access, graph
 from flows.console import note
 from flows.download import has_changed
 from flows.engine import flow, task
-from flows.publish import latest_published, publish_folder
+from flows.publish import latest_published, publish_folder, was_withdrawn
 from flows.roundtrip import round_trip
 from flows.services import object_store
 from flows.stage import stage_main
 from storage.audit import checkpoint_due, open_audit_log
 from storage.errors import WorkspaceBusy
-from storage.manifest import MANIFEST_NAME
 from storage.objects import open_store
 from storage.settings import settings
 
@@ -30,8 +29,8 @@ def pipeline(dataset: str | None = None) -> dict[str, Any]:
     """Bring one data set up to date: all stages, the private remote, the published version.
 
     Args:
-        dataset: its name in params.yaml; None, as every night: the selected one, if it was built before. So a worker
-            never begins to train, or to publish, what nobody asked for.
+        dataset: its name in params.yaml; None, as every night: the selected one, if a pipeline protected it before
+            and nobody withdrew what was published last. So a worker never publishes what nobody asked for.
 
     Returns:
         `ran`, the stages that DVC ran; `version`, what was published; `pushed`, whether there is a remote.
@@ -40,9 +39,8 @@ def pipeline(dataset: str | None = None) -> dict[str, Any]:
         WorkspaceBusy: another pipeline runs in this workspace.
         DmcpError: a stage failed, with its own message and exit code.
     """
-    dataset = dataset or _built()
+    dataset = dataset or _under_care()
     if dataset is None:
-        note("Nothing to bring up to date: no data set was built here yet (dmcp run --dataset NAME).")
         return {"ran": [], "version": None, "pushed": False}
     with workspace(), object_store():
         graph.select_dataset(dataset)
@@ -59,11 +57,16 @@ def pipeline(dataset: str | None = None) -> dict[str, Any]:
     return {"ran": ran, "version": version, "pushed": pushed}
 
 
-def _built() -> str | None:
-    """The selected data set, if there is anything of it."""
+def _under_care() -> str | None:
+    """The selected data set, if it is one to be brought up to date unasked."""
     dataset = graph.selected_dataset()
-    there = dataset is not None and (settings().data_path(dataset, "clean") / MANIFEST_NAME).is_file()
-    return dataset if there else None
+    if dataset is None or f"protect@{dataset}" not in graph.locked_stages():
+        note("Nothing to bring up to date: no pipeline protected the selected data set yet (dmcp run --dataset NAME).")
+        return None
+    if was_withdrawn(dataset):
+        note(f"The latest version of {dataset} was withdrawn, so nothing is published (dmcp run --dataset {dataset}).")
+        return None
+    return dataset
 
 
 @task("stage", "{stage}")

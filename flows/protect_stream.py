@@ -34,7 +34,7 @@ from storage.errors import CorruptShard, ObjectStoreError, UsageError, VersionsO
 from storage.manifest import Manifest
 from storage.names import check_dataset_name
 from storage.objects import ObjectStore
-from storage.overlaps import published_shards
+from storage.overlaps import published_shards, remove_unnamed
 from storage.settings import settings
 from storage.shards import ShardInfo
 from storage.versions import PAYLOADS_NAME
@@ -105,10 +105,14 @@ def protect_addresses(
             _prepare(work, facts, clean, manifest, Path(surrogate), {"source": source, "target": target, "run": run})
             opened = open_publication(public, dataset)
             terms, said = carried_over(public, dataset, terms, _about(about))
-            clear_leftovers(public, dataset, _made(work, manifest))
-            there = _stream_shards(manifest, work)
-            metrics, protected = _gather(work, manifest)
-            earlier = _checked(public, dataset, protected)
+            clear_leftovers(public, dataset, [shard.sha256 for shard in _made(work, manifest)])
+            try:
+                there = _stream_shards(manifest, work)
+                metrics, protected = _gather(work, manifest)
+                earlier = check_overlap(public, dataset, protected)
+            except VersionsOverlap:  # what was sent and is refused does not stay
+                remove_unnamed(public, dataset, _made(work, manifest))
+                raise
             payloads = _payloads(work, manifest, PAYLOADS_NAME)
             version, gone = and_then(
                 lambda: complete(opened, protected, terms_text(terms), said, payloads, send=_again),
@@ -218,10 +222,10 @@ def _gather(work: Work, manifest: Manifest) -> tuple[dict[str, Any], Manifest]:
     return summarise(reports), protected
 
 
-def _made(work: Work, manifest: Manifest) -> list[str]:
-    """SHA-256 of the protected shards that are on record."""
+def _made(work: Work, manifest: Manifest) -> list[ShardInfo]:
+    """The protected shards that are on record."""
     records = Records(work.folder)
-    return [done.digest.sha256 for shard in manifest.shards if (done := records.find(shard.sha256)) is not None]
+    return [made_of(shard, done) for shard in manifest.shards if (done := records.find(shard.sha256)) is not None]
 
 
 def _again(shard: ShardInfo) -> None:
@@ -241,12 +245,3 @@ def _payloads(work: Work, manifest: Manifest, name: str) -> Path:
 def _about(said: dict[str, str | None]) -> About:
     day = said["published"]
     return About(said["contact"], said["creator"], said["url"], date.fromisoformat(day) if day else None)
-
-
-def _checked(public: ObjectStore, dataset: str, protected: Manifest) -> list[str]:
-    """`check_overlap`; shards that were sent and are refused do not stay."""
-    try:
-        return check_overlap(public, dataset, protected)
-    except VersionsOverlap:
-        clear_leftovers(public, dataset, ())
-        raise

@@ -21,7 +21,7 @@ from storage.objects import ObjectStore, open_store
 from storage.overlaps import Withdrawn, overlapping, refusal, remove_leftovers, withdraw
 from storage.publication import PublishedVersion, read_version
 from storage.settings import settings
-from storage.versions import said_before, version_id
+from storage.versions import missing_shards, said_before, version_id
 from tasks.publish import publish_variant
 
 T = TypeVar("T")
@@ -37,14 +37,14 @@ def publish(dataset: str) -> None:
 def latest_published(dataset: str) -> str | None:
     """The latest version, when it is what lies in data/DATASET/protected and nothing is left to do for it; else None.
 
-    That is to put it on record, and to withdraw what must not be public beside it. Shards are not looked at.
+    That is to put it on record, to withdraw what must not be public beside it, and to send shards that are gone.
     """
     store, mine = open_store(settings(), "public"), read_manifest(settings().data_path(dataset, "protected"))
     try:
         version, manifest, _ = read_version(store, dataset)
     except (NotFound, CorruptManifest):
         return None
-    if manifest != mine or not _is_on_record(dataset, version):
+    if manifest != mine or missing_shards(store, dataset, mine) or not _is_on_record(dataset, version):
         return None
     return None if policy(None) == "withdraw" and overlapping(store, dataset, mine) else version
 
@@ -104,11 +104,20 @@ def publish_once(
     """
     manifest = read_manifest(variant)
     others = check_overlap(store, dataset, manifest, earlier)
-    clear_leftovers(store, dataset, [shard.sha256 for shard in manifest.shards], earlier)
+    mine = [shard.sha256 for shard in manifest.shards]
     terms, about = carried_over(store, dataset, terms, about)
     workers = min(8, settings().workers * 2)
     return and_then(
-        lambda: publish_variant(variant, store, dataset, terms, progress, about=about, workers=workers),
+        lambda: publish_variant(
+            variant,
+            store,
+            dataset,
+            terms,
+            progress,
+            about=about,
+            before_sending=lambda: clear_leftovers(store, dataset, mine, earlier),
+            workers=workers,
+        ),
         store,
         manifest,
         terms,
@@ -151,7 +160,11 @@ def carried_over(store: ObjectStore, dataset: str, terms: str | None, about: Abo
     said = {name: value for name, value in vars(about or About()).items() if value is not None}
     if terms is not None and len(said) == len(fields(About)):
         return terms, About(**said)
-    old_terms, old_about = said_before(store, dataset)
+    try:
+        old_terms, old_about = said_before(store, dataset)
+    except CorruptManifest as error:
+        given = "or say --terms, --contact, --creator, --url and --date here"
+        raise CorruptManifest(error.what, f"Withdraw it (dmcp withdraw {dataset}@VERSION), {given}.") from error
     return old_terms if terms is None else terms, replace(old_about, **said)
 
 
@@ -193,6 +206,14 @@ def put_on_record(dataset: str, action: str, version: str, images: int) -> None:
         access.ensure_dataset(book, dataset, actor="local")
     with closing(open_audit_log(settings())) as log:
         log.record("local", action, dataset=dataset, subject=version, details={"images": images})
+
+
+def was_withdrawn(dataset: str) -> bool:
+    """Whether the version that was published last was withdrawn since."""
+    with closing(open_audit_log(settings())) as log:
+        published = log.entries(dataset=dataset, action="version.publish", newest=True, limit=1)
+        gone = log.entries(dataset=dataset, action="version.withdraw", newest=True)
+    return any(w.subject == p.subject and w.seq > p.seq for p in published for w in gone)
 
 
 def _is_on_record(dataset: str, version: str) -> bool:

@@ -24,12 +24,11 @@ import yaml
 
 from flows.console import note
 from flows.environment import service_environment
-from flows.graph import SELECTION, select_dataset
+from flows.graph import LOCK, SELECTION, locked_stages, select_dataset
 from storage.errors import Conflict, EnvironmentFault, ServiceError, UsageError
 from storage.files import make_private, write_atomic
 from storage.settings import settings
 
-LOCK = Path("dvc.lock")
 BRANCH = "sweep"
 _OURS = "\n# The sweep's clone keeps these:\n!/selection.yaml\n!/dvc.lock\n"
 # What no trial reads: changes in it need not be committed first.
@@ -69,7 +68,7 @@ def prepare(project: Path, dataset: str, preset: str, stage: str, threads: int) 
     head = check_project(project)
     cache = _cache_folder(project)
     root = make_private(settings().home_path("sweep")) / dataset
-    known = _locked_stages(project / LOCK)
+    known = locked_stages(project / LOCK)
     own = _check_out(project, root)
     _configure(root, cache)
     with chdir(root):
@@ -172,7 +171,7 @@ def _check_out(project: Path, root: Path) -> dict[str, Any]:
         "remote.project.url": str(project),
     }.items():
         git(root, "config", name, value)
-    own = _locked_stages(root / LOCK)
+    own = locked_stages(root / LOCK)
     git(root, "fetch", "--quiet", "project", "HEAD")
     git(root, "checkout", "--quiet", "--force", "-B", BRANCH, "FETCH_HEAD")
     return own
@@ -235,13 +234,6 @@ def _up_to_date(root: Path, stages: list[str], lock: dict[str, Any]) -> bool:
         return not repo.status(targets=stages, with_deps=False)
 
 
-def _locked_stages(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        return {}
-    found = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("stages")
-    return found if isinstance(found, dict) else {}
-
-
 def _write_lock(root: Path, stages: dict[str, Any]) -> None:
     text = yaml.safe_dump({"schema": "2.0", "stages": stages}, sort_keys=True)
     write_atomic(root / LOCK, text.encode())
@@ -259,7 +251,7 @@ def _carry_key_id(project: Path, root: Path, dataset: str) -> list[Path]:
 
 def _commit(root: Path, files: list[Path], head: str) -> str:
     """Commit these files as the baseline, dated as HEAD is, so that the same content is the same commit."""
-    _write_lock(root, _locked_stages(root / LOCK))  # DVC's own order of stages is that of their making
+    _write_lock(root, locked_stages(root / LOCK))  # DVC's own order of stages is that of their making
     git(root, "add", "--force", "--", *map(str, files))
     date = git(root, "show", "--no-patch", "--format=%cI", head)
     git(root, "commit", "--quiet", "--no-verify", "--allow-empty", "-m", "Baseline of the sweep", dates=date)

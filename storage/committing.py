@@ -29,8 +29,8 @@ from storage.versions import (
     README_NAME,
     Channel,
     channel_key,
+    missing_shards,
     read_channel,
-    shard_key,
     version_id,
     version_key,
 )
@@ -79,8 +79,8 @@ def complete(
 ) -> str:
     """Write what lies beside the shards, the manifest last, and make the version the latest; its id.
 
-    A shard that was there when this publication looked, and that somebody's withdrawal took since, is sent again: from
-    the manifest on, no withdrawal takes it.
+    A shard that was there when this publication looked, and that somebody's withdrawal took since, is sent again: who
+    looks after the manifest is there does not take it.
 
     Args:
         opened: as it was before the shards were sent.
@@ -100,16 +100,13 @@ def complete(
     if beside:
         _send_payloads(store, version_key(dataset, version, PAYLOADS_NAME), payloads)
     texts = _texts(version, manifest, terms, about, beside)
+    for shard in missing_shards(store, dataset, manifest):
+        send(shard)
     _commit(store, dataset, version, manifest, texts, opened.guarantee)
-    for shard in _missing(store, dataset, manifest):
+    for shard in missing_shards(store, dataset, manifest):
         send(shard)
     _move_channel(store, dataset, version, opened.before, opened.guarantee)
     return version
-
-
-def _missing(store: ObjectStore, dataset: str, manifest: Manifest) -> list[ShardInfo]:
-    there = {(found.key, found.size) for found in store.list(f"{dataset}/shards/")}
-    return [shard for shard in manifest.shards if (shard_key(dataset, shard), shard.bytes) not in there]
 
 
 def _send_payloads(store: ObjectStore, key: str, data: bytes | Path) -> None:

@@ -7,11 +7,11 @@ images otherwise should ever be public. A data set that grows is safe: what was 
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 
-from storage.errors import CorruptManifest, NotFound, VersionsOverlap
+from storage.errors import CorruptManifest, NotFound, PublicationConflict, VersionsOverlap
 from storage.manifest import Manifest, parse_manifest
 from storage.objects import ObjectStore
 from storage.shards import ShardInfo
@@ -79,25 +79,29 @@ def withdraw(store: ObjectStore, dataset: str, version: str) -> Withdrawn:
     First the shards that no other version has, then its texts, last its manifest: while that is there, withdrawing
     again goes on. Payloads that travel beside the pixels, and the licence, stay for those who have a copy. When it was
     the latest version, there is none until the next one is published. Of one that was altered, what its manifest names
-    goes; where that can not be read at all, its shards stay, since they may be others' too.
+    goes; where that can not be read at all, its shards stay, since they may be others' too. So do all shards while
+    another version's manifest can not be read.
 
     Args:
         version: its id.
 
     Raises:
         NotFound: there is no such version.
-        CorruptManifest: another version is not what its id says, so nobody can tell which shards it needs.
+        PublicationConflict: a version that needs the shards was published at this very moment.
         ObjectStoreError: the server failed; calling again goes on.
     """
     manifest = _as_it_is(store, dataset, version)
+    unnamed = _unnamed(store, dataset, manifest.shards if manifest else (), but=version)
     channel = read_channel(store, dataset)
     if channel is not None and channel[0].version == version:
         store.delete(channel_key(dataset))
-    removed = remove_unnamed(store, dataset, manifest.shards, but=version) if manifest else 0
+    for shard in unnamed:
+        store.delete(shard_key(dataset, shard))
     for name in (README_NAME, CROISSANT_NAME):
         store.delete(version_key(dataset, version, name))
     store.delete(version_key(dataset, version))
-    return Withdrawn(version, manifest.samples if manifest else 0, removed)
+    _check_whole(store, dataset, {shard.sha256 for shard in unnamed})
+    return Withdrawn(version, manifest.samples if manifest else 0, len(unnamed))
 
 
 def remove_leftovers(store: ObjectStore, dataset: str, mine: Iterable[str]) -> int:
@@ -110,50 +114,73 @@ def remove_leftovers(store: ObjectStore, dataset: str, mine: Iterable[str]) -> i
         mine: SHA-256 of the shards that are to be published.
 
     Raises:
-        CorruptManifest, ObjectStoreError: as `withdraw`.
+        CorruptManifest: as `overlapping`.
+        PublicationConflict, ObjectStoreError: as `withdraw`.
     """
-    named = {s.sha256 for _, theirs in _versions(store, dataset) for s in theirs.shards} | set(mine)
     pattern = re.compile(rf"{re.escape(dataset)}/shards/([0-9a-f]{{64}})\.tar")
     try:
         found = [(o.key, pattern.fullmatch(o.key)) for o in store.list(f"{dataset}/shards/")]
     except NotFound:  # not even a bucket
         return 0
-    left = [key for key, match in found if match and match[1] not in named]
-    for key in left:
+    named = {s.sha256 for _, theirs in _versions(store, dataset) for s in theirs.shards} | set(mine)
+    left = {match[1]: key for key, match in found if match and match[1] not in named}
+    for key in left.values():
         store.delete(key)
+    _check_whole(store, dataset, left.keys())
     return len(left)
 
 
-def remove_unnamed(store: ObjectStore, dataset: str, shards: Iterable[ShardInfo], but: str | None = None) -> int:
-    """Remove those of the shards that no version names (`but`: no other one); how many.
-
-    Raises:
-        CorruptManifest, ObjectStoreError: as `withdraw`.
-    """
-    named = {s.sha256 for _, theirs in _versions(store, dataset, but) for s in theirs.shards}
-    mine = {shard.sha256: shard for shard in shards if shard.sha256 not in named}
-    for shard in mine.values():
+def remove_unnamed(store: ObjectStore, dataset: str, shards: Iterable[ShardInfo]) -> int:
+    """Remove those of the shards that no version names; how many. Raises as `withdraw`."""
+    unnamed = _unnamed(store, dataset, shards)
+    for shard in unnamed:
         store.delete(shard_key(dataset, shard))
-    return len(mine)
+    _check_whole(store, dataset, {shard.sha256 for shard in unnamed})
+    return len(unnamed)
 
 
-def _versions(store: ObjectStore, dataset: str, but: str | None = None) -> Iterator[tuple[str, Manifest]]:
-    """The published versions (`but` one) with their manifests, the newest first; none where nothing is published."""
-    try:
-        versions = list_versions(store, dataset)
-    except NotFound:
-        return
-    for version in versions:
-        if version.id == but:
+def _unnamed(store: ObjectStore, dataset: str, shards: Iterable[ShardInfo], but: str | None = None) -> list[ShardInfo]:
+    """Those of the shards that no version names (`but`: no other one), each once; none while one can not be read."""
+    named: set[str] = set()
+    for version in _ids(store, dataset):
+        if version == but:
             continue
+        manifest = _as_it_is(store, dataset, version)
+        if manifest is None:
+            return []
+        named |= {shard.sha256 for shard in manifest.shards}
+    return list({shard.sha256: shard for shard in shards if shard.sha256 not in named}.values())
+
+
+def _check_whole(store: ObjectStore, dataset: str, removed: Collection[str]) -> None:
+    """Raise PublicationConflict where a version was published meanwhile that needs a shard that was just removed."""
+    for version in _ids(store, dataset) if removed else ():
+        manifest = _as_it_is(store, dataset, version)
+        if manifest is not None and any(shard.sha256 in removed for shard in manifest.shards):
+            raise PublicationConflict(
+                f"{dataset}@{version} was published while shards that it needs were removed.",
+                "Publish it again, from wherever that was done: what is missing is sent.",
+            )
+
+
+def _ids(store: ObjectStore, dataset: str) -> list[str]:
+    try:
+        return [version.id for version in list_versions(store, dataset)]
+    except NotFound:
+        return []
+
+
+def _versions(store: ObjectStore, dataset: str) -> Iterator[tuple[str, Manifest]]:
+    """The published versions with their manifests, the newest first; none where nothing is published."""
+    for version in _ids(store, dataset):
         try:
-            manifest = read_version(store, dataset, version.id)[1]
+            manifest = read_version(store, dataset, version)[1]
         except (CorruptManifest, NotFound) as error:  # the manifest, or the LICENSE beside it
             raise CorruptManifest(
-                f"{dataset}@{version.id} is damaged, so nobody can tell what it shows: {error.what}",
-                f"Take it out of the bucket: dmcp withdraw {dataset}@{version.id}.",
+                f"{dataset}@{version} is damaged, so nobody can tell what it shows: {error.what}",
+                f"Take it out of the bucket: dmcp withdraw {dataset}@{version}.",
             ) from error
-        yield version.id, manifest
+        yield version, manifest
 
 
 def _as_it_is(store: ObjectStore, dataset: str, version: str) -> Manifest | None:

@@ -86,6 +86,7 @@ def publish(
     *,
     check: Check | None = None,
     payloads: Payloads | None = None,
+    before_sending: Callable[[], None] | None = None,
     about: About | None = None,
     workers: int = 4,
 ) -> PublishedVersion:
@@ -101,6 +102,7 @@ def publish(
             nothing: only for callers that have just made the variant and checked it themselves. It is called from
             several threads, in no particular order.
         payloads: called once all images passed the check.
+        before_sending: called then too.
         about: whom to ask, who made it, for the data card and croissant.json.
         workers: shards checked and sent at once.
 
@@ -118,6 +120,8 @@ def publish(
     license_text = terms_text(terms)
     beside = payloads() if payloads is not None else b""
 
+    if before_sending is not None:
+        before_sending()
     opened = open_publication(store, dataset)
     sent = Meter("upload", total, progress)
     unique = {shard.sha256: (shard, digest) for shard, digest in zip(manifest.shards, digests, strict=True)}

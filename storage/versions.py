@@ -152,19 +152,31 @@ def read_version(store: ObjectStore, dataset: str, version: str = "latest") -> t
 
 
 def said_before(store: ObjectStore, dataset: str) -> tuple[str | None, About]:
-    """Terms of the latest version, and what its publisher said of it; none and nothing where nothing is published.
+    """Terms of the latest version, and what its publisher said of it; None and nothing where nothing was published.
+
+    Where the latest version was withdrawn, the newest of the others counts, or else the newest licence that is left.
 
     Raises:
-        CorruptManifest: the latest version is damaged.
+        CorruptManifest: that version is damaged.
     """
     try:
-        version, _, terms = read_version(store, dataset)
-    except NotFound:
+        left = list(store.list(f"{dataset}/versions/"))
+    except NotFound:  # not even a bucket
         return None, About()
-    try:
-        return terms, read_about(store.get_bytes(version_key(dataset, version, CROISSANT_NAME)))
-    except NotFound:
-        return terms, About()
+    channel = read_channel(store, dataset)
+    versions = [channel[0].version] if channel else [i for i, _ in _with_file(left, dataset, MANIFEST_NAME)]
+    if versions:
+        terms = read_version(store, dataset, versions[0])[2]
+        said = version_key(dataset, versions[0], CROISSANT_NAME)
+        return terms, read_about(store.get_bytes(said)) if any(o.key == said for o in left) else About()
+    licences = _with_file(left, dataset, LICENSE_NAME)
+    return (store.get_bytes(version_key(dataset, licences[0][0], LICENSE_NAME)).decode() if licences else None), About()
+
+
+def missing_shards(store: ObjectStore, dataset: str, manifest: Manifest) -> list[ShardInfo]:
+    """The shards that the bucket does not hold, or not in the size that they should have."""
+    there = {(found.key, found.size) for found in store.list(f"{dataset}/shards/")}
+    return [shard for shard in manifest.shards if (shard_key(dataset, shard), shard.bytes) not in there]
 
 
 def _elsewhere(store: ObjectStore) -> str:

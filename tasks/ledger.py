@@ -4,9 +4,9 @@ Sources that grow (a folder of one's own images) name their images. Without a le
 the source, so an image that comes in between would move all that follow. With the ledger of the version before, known
 images stay where they are, new ones get the next keys and go into new shards, and new classes come after the old ones:
 the shards of the version before stay as they were, byte for byte. An image that was removed or changed makes its own
-shard new, and no other. One that is called otherwise now keeps its key and place: it is known by its pixels, and under
-a new key it would be protected anew, in another way than in the version before (storage/overlaps.py has why that must
-not be). The same source and ledger give the same shards.
+shard new, and no other. One that is called otherwise now, in the same split, keeps its key and place: it is known by
+its pixels, and under a new key it would be protected anew, in another way than in the version before
+(storage/overlaps.py has why that must not be). The same source and ledger give the same shards.
 
 `ledger.json` lies beside the clean variant and is the owner's: it holds file names. Without it, and when `shard_size`
 or the loader is another, or a class is gone, all begins anew.
@@ -90,13 +90,18 @@ def follow_renames(before: SplitLedger, names: Sequence[str], look: Callable[[in
     """
     now = set(names)
     known = {name: key for shard in before.shards for key, name in shard.images}
-    gone = {before.pixels[key]: name for name, key in known.items() if name not in now and key in before.pixels}
+    gone: dict[str, list[str]] = {}
+    for name, key in known.items():
+        if name not in now and key in before.pixels:
+            gone.setdefault(before.pixels[key], []).append(name)
     renamed: dict[str, str] = {}
     for index, name in enumerate(names):
         if not gone:
             break
-        if name not in known and (old := gone.pop(look(index) or "", None)) is not None:
-            renamed[old] = name
+        if name not in known and (same := gone.get(digest := look(index) or "")):
+            renamed[same.pop(0)] = name
+            if not same:
+                del gone[digest]
     if not renamed:
         return before
     shards = [

@@ -1,6 +1,7 @@
 """Publish a protected variant, and nothing else: every image's header is read before anything is sent."""
 
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 from storage.errors import PayloadMissing
@@ -57,6 +58,7 @@ def publish_variant(
     progress: Progress | None = None,
     *,
     about: About | None = None,
+    before_sending: Callable[[], None] | None = None,
     workers: int = 4,
 ) -> PublishedVersion:
     """`storage.publication.publish`, with an `Inspection` of every image.
@@ -75,6 +77,7 @@ def publish_variant(
         progress,
         check=seen.check,
         payloads=seen.payloads,
+        before_sending=before_sending,
         about=about,
         workers=workers,
     )

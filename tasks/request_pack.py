@@ -1,5 +1,6 @@
 """Packing what a requester hands in into numbered shards for the way, with an index of the names."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
@@ -236,12 +237,15 @@ def _open_packed(listing: Listing, budget: Budget) -> _Opened | None:
 
 def _open_zip(archive: Zip, budget: Budget) -> _Opened:
     """A zip: of shards, which are read where they lie, or of loose files."""
-    shards = set(tars := shards_among([name for name, _ in archive.members]))
+    tars = shards_among([name for name, _ in archive.members])
     if not tars or any(name_fault(name) for name in tars):
         return _Opened(files=archive.read(archive.members))
+    shards = dict.fromkeys(tars)
     rest = [(name, info) for name, info in archive.members if name not in shards]
+    inner = {name: (name, info) for name, info in reversed(archive.members) if name in shards}  # of one name the first
+    again = [refuse(name, "its name appears twice") for name, count in Counter(tars).items() if count > 1]
     text = next((archive.text(i, MAX_IN_MEMORY) for name, i in rest if name == beside(tars[0], MANIFEST_NAME)), b"")
-    tried = [_capped(tar) for tar in archive.list_tars([m for m in archive.members if m[0] in shards])]
+    tried = [*(_capped(tar) for tar in archive.list_tars([inner[name] for name in shards])), *again]
     return _open_tars(tried, [name for name, _ in rest], archive.read(rest), text, budget)
 
 

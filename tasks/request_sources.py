@@ -10,7 +10,6 @@ import stat
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
 from pathlib import Path
 from typing import Protocol
 
@@ -158,9 +157,10 @@ def shards_among(names: Sequence[str]) -> list[str]:
 
     So a pulled variant is found in the folder around it too, and in what `zip -r` or `tar` made of either.
     """
-    folders = [name.split("/")[:-1] for name in names if not is_litter(name)] or [[]]
-    pairs = zip(min(folders), max(folders), strict=False)
-    top = "".join(f"{part}/" for part, _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+    folders = [name[: name.rfind("/") + 1] for name in names if not is_litter(name)] or [""]
+    first, last = min(folders), max(folders)
+    shared = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
+    top = first[: first.rfind("/", 0, shared) + 1]
     return [n for n in names if n.startswith(top) and "/" not in n[len(top) :] and n.lower().endswith(".tar")]
 
 

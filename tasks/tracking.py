@@ -190,8 +190,7 @@ def _ask(uri: str) -> None:
         answer = httpx.get(f"{uri.rstrip('/')}/health", timeout=10)
         answer.raise_for_status()
     except httpx.HTTPError as error:
-        fault = disk_fault(error) if isinstance(error, OSError) else None
-        raise fault or _unreachable(uri, error) from error
+        raise _unreachable(uri, error) from error
 
 
 @contextmanager
@@ -213,7 +212,8 @@ def translated(uri: str) -> Iterator[None]:
     try:
         yield
     except (MlflowException, SQLAlchemyError, requests.RequestException, OSError) as error:
-        raise _unreachable(uri, error) from error
+        fault = disk_fault(error) if isinstance(error, OSError) else None
+        raise fault or _unreachable(uri, error) from error
 
 
 def _unreachable(uri: str, error: Exception) -> ServiceError:

@@ -7,17 +7,19 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
-from flows import publish
+from flows import pipeline, publish
 from flows.cli import app
 from flows.publish import latest_published, publish_folder
 from flows.services import object_store
 from storage import committing
 from storage.audit import open_audit_log
 from storage.croissant import About
-from storage.errors import PublicationConflict, VersionsOverlap
-from storage.manifest import read_manifest
+from storage.errors import NotProtected, PublicationConflict, VersionsOverlap
+from storage.manifest import Manifest, read_manifest, write_manifest
 from storage.objects import open_store
+from storage.png import encode_png
 from storage.settings import settings
+from storage.shards import Sample, write_shard
 from storage.versions import list_versions, said_before, shard_key, version_key
 from tasks.method.seal import DataKey
 from tests.protected import protect_images
@@ -33,6 +35,14 @@ def variants(home: Path) -> list[Path]:
     return [
         variant_of(settings().data_path("pets", f"{seed}"), "pets", protect_images(CLEAN, KEY, seed)) for seed in (0, 1)
     ]
+
+
+def clean_variant() -> Path:
+    folder = settings().data_path("pets", "clean")
+    folder.mkdir(parents=True)
+    shard = write_shard(folder / "train-000000.tar", [Sample("a", encode_png(CLEAN[0]), 0)])
+    write_manifest(folder, Manifest(dataset="pets", split="train", classes=["cat"], shards=[shard]))
+    return folder
 
 
 def dmcp(*arguments: object, code: int = 0) -> Result:
@@ -153,3 +163,42 @@ def test_a_version_that_is_not_the_latest_is_on_record_and_withdraws_others(
         with pytest.raises(PublicationConflict):
             publish_folder.fn(str(variants[1]), "pets")
     assert withdrawn() == [first] and len(public()) == 1
+
+
+def test_what_nobody_asked_for_is_not_brought_up_to_date_at_night(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert pipeline._under_care() is None, "nothing is selected"
+    Path("selection.yaml").write_text("{dataset: pets, seeds: [0]}")
+    assert pipeline._under_care() is None, "perhaps its protection was only evaluated"
+    Path("dvc.lock").write_text("{schema: '2.0', stages: {protect@pets: {cmd: x}}}")
+    assert pipeline._under_care() == "pets"
+    for action, version in (("publish", "1" * 16), ("publish", "2" * 16), ("withdraw", "1" * 16)):
+        publish.put_on_record("pets", f"version.{action}", version, 4)
+    assert pipeline._under_care() == "pets"
+    publish.put_on_record("pets", "version.withdraw", "2" * 16, 4)
+    assert pipeline._under_care() is None, "the owner took it back"
+    publish.put_on_record("pets", "version.publish", "2" * 16, 4)
+    assert pipeline._under_care() == "pets"
+
+
+def test_terms_outlive_a_withdrawal(variants: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "terms.txt").write_text("Only on Sundays.")
+    dmcp("publish", variants[0], "--terms", tmp_path / "terms.txt")
+    dmcp("withdraw", f"pets@{public().pop()}")
+    dmcp("publish", variants[1])
+    with object_store():
+        assert said_before(open_store(settings(), "public"), "pets")[0] == "Only on Sundays.\n"
+
+
+def test_a_publication_that_is_refused_removes_nothing(variants: list[Path]) -> None:
+    with object_store():
+        store = open_store(settings(), "public")
+        store.ensure_bucket()
+        store.put_bytes(key := f"pets/shards/{'a' * 64}.tar", b"another publisher's, under way")
+        with pytest.raises(NotProtected):
+            publish_folder.fn(str(clean_variant()), "pets")
+        assert store.exists(key)
+        publish_folder.fn(str(variants[0]), "pets")
+        assert not store.exists(key)

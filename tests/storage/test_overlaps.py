@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from storage.errors import CorruptManifest, NotFound
+from storage.errors import CorruptManifest, NotFound, PublicationConflict
 from storage.manifest import Manifest, read_manifest, write_manifest
 from storage.objects import ObjectStore
-from storage.overlaps import overlapping, remove_unnamed, withdraw
+from storage.overlaps import overlapping, remove_leftovers, remove_unnamed, withdraw
 from storage.publication import publish, pull
 from storage.versions import list_payloads, list_versions, read_channel, shard_key, version_key
 from tests.services import make_variant
@@ -95,3 +95,40 @@ def test_a_damaged_version_is_named_and_can_be_taken_back(store: ObjectStore, tm
     assert gone.shards == (0 if damage == "unreadable" else len(theirs.shards))
     assert ids(store) == {first} and overlapping(store, "tiny", read_manifest(tmp_path / "a")) == []
     assert pull(store, "tiny", tmp_path / "out", first).id == first
+
+
+def test_of_two_damaged_versions_each_can_be_taken_back(store: ObjectStore, tmp_path: Path) -> None:
+    both = [published(store, tmp_path / name, seed=seed)[0] for name, seed in (("a", 1), ("b", 50))]
+    for version in both:
+        store.delete(version_key("tiny", version, "LICENSE"))
+    assert [withdraw(store, "tiny", version).shards > 0 for version in both] == [True, True]
+    assert list(store.list("tiny/shards/")) == []
+
+
+def test_what_a_version_needs_that_came_meanwhile_is_not_lost_in_silence(
+    store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = make_variant(tmp_path / "a")
+    for shard in manifest.shards:
+        store.put_file(tmp_path / "a" / shard.name, shard_key("tiny", shard))
+    delete = ObjectStore.delete
+
+    def slow(self: ObjectStore, key: str) -> None:
+        if "/shards/" in key and not list_of_ids(store):
+            publish(tmp_path / "a", store, "tiny")
+        delete(self, key)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ObjectStore, "delete", slow)
+        with pytest.raises(PublicationConflict, match="was published while shards that it needs were removed"):
+            remove_leftovers(store, "tiny", ())
+    done = publish(tmp_path / "a", store, "tiny")
+    assert done.shards_uploaded > 0
+    assert pull(store, "tiny", tmp_path / "out").id == done.id
+
+
+def list_of_ids(store: ObjectStore) -> list[str]:
+    try:
+        return [version.id for version in list_versions(store, "tiny")]
+    except NotFound:
+        return []

@@ -4,6 +4,7 @@ import io
 import struct
 import tarfile
 import threading
+import time
 import tracemalloc
 import zipfile
 import zlib
@@ -252,6 +253,7 @@ def test_large_images_are_restored_one_at_a_time(side: int, at_once: int, monkey
             working[0] += 1
             most[0] = max(most[0], working[0])
         everybody.wait(10)
+        time.sleep(0.05)
         with lock:
             working[0] -= 1
         return RestoredBatch()

@@ -237,6 +237,18 @@ def test_a_damaged_shard_in_a_zip_gives_what_lies_before_the_damage(tmp_path: Pa
     assert sum(e.shard.samples for e in index.shards) < 8 and index.refused
 
 
+def test_a_shard_that_is_in_a_zip_twice_is_taken_once(tmp_path: Path) -> None:
+    make_variant(tmp_path / "in", shards=2, samples=3)
+    path = packed_as("zip", tmp_path / "in", tmp_path / "out")
+    with zipfile.ZipFile(path, "a") as archive, pytest.warns(UserWarning, match="Duplicate"):
+        archive.writestr("data/protected/train-000001.tar", (tmp_path / "in" / "train-000000.tar").read_bytes())
+    packed = pack_source(path, tmp_path / "work")
+    assert [entry.target for entry in packed.index.shards] == ["train-000000.tar", "train-000001.tar"]
+    second = read_shard(tmp_path / "work" / packed.index.shards[1].shard.name)
+    assert [s.png for s in second] == [s.png for s in read_shard(tmp_path / "in" / "train-000001.tar")]
+    assert reasons(packed) == {"data/protected/train-000001.tar": "its name appears twice"}
+
+
 def test_tars_in_a_zip_are_bounded(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "in.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("bomb.tar", bytes(40 << 20))
