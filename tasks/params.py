@@ -87,6 +87,7 @@ class SignPerturbationParams(_Section):
     rate: float
     momentum: float
     smoothing: float
+    flips: bool
     library: int
     batch_size: int
 

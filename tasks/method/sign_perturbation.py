@@ -38,6 +38,7 @@ class SignParameters:
         rate: mean size of a step.
         momentum: of the accumulated gradient.
         smoothing: standard deviation, in pixels, of the Gaussian that smooths each gradient; 0: none.
+        flips: whether every other step of each network sees the images mirrored from left to right.
         library: target images a class; their mean activations are the target.
         batch_size: images at once; part of the parameters because floating point results depend on it.
     """
@@ -49,6 +50,7 @@ class SignParameters:
     rate: float = 0.1
     momentum: float = 1.0
     smoothing: float = 1.0
+    flips: bool = False
     library: int = 100
     batch_size: int = 250
 
@@ -149,7 +151,8 @@ class SignPerturbation:
         return change * ((moved > -0.5 / 255) & (moved < 255.5 / 255))
 
     def _loss(self, point: torch.Tensor, target: torch.Tensor, step: int = -1) -> torch.Tensor:
-        found = self.features[step % len(self.features)](point)
+        rounds, turn = divmod(step, len(self.features))
+        found = self.features[turn](point.flip(3) if self.parameters.flips and rounds % 2 else point)
         if self.logits:
             return F.cross_entropy(found, target, reduction="sum")
         return (found - self.means[target]).norm(dim=1).sum()

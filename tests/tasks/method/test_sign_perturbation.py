@@ -126,6 +126,32 @@ def test_networks_take_turns(images: Images) -> None:
     assert np.array_equal(turns, build(network, images, steps=5).perturb(images, LABELS, SEEDS)), "of equals, one"
 
 
+def test_every_other_round_is_mirrored(images: Images) -> None:
+    """As those see images who flip them at random while they train."""
+    seen: list[torch.Tensor] = []
+
+    def watched(network: Network) -> Features:
+        return lambda x: seen.append(x.detach()) or network(x)  # type: ignore[func-returns-value]
+
+    network = Network(True)
+    made = SignPerturbation(
+        [watched(network), watched(network)], np.zeros((5, 1, 5), np.float32),
+        SignParameters(steps=6, flips=True), logits=True, amplitude=13, per_pixel=1, derangement_seed=SEED,
+        band_seed=SEED,
+    )  # fmt: skip
+    perturbed = made.perturb(images, LABELS, SEEDS)
+    clean = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
+    mirrored = [float((x - clean).abs().max()) > 0.1 for x in seen]
+    assert mirrored == [False, False, True, True, False, False]
+    assert float((seen[2].flip(3) - clean).abs().max()) < 0.06
+    point = torch.from_numpy(perturbed[:, :, ::-1].copy()).permute(0, 3, 1, 2).float() / 255
+    target = torch.from_numpy(made.target_class[LABELS])
+    plain = build(network, images, steps=6).perturb(images, LABELS, SEEDS)
+    unflipped = torch.from_numpy(plain[:, :, ::-1].copy()).permute(0, 3, 1, 2).float() / 255
+    cross_entropy = torch.nn.functional.cross_entropy
+    assert cross_entropy(network(point), target) < cross_entropy(network(unflipped), target)
+
+
 def test_the_pattern_alone_tells_classes_and_keys_apart(network: Network, images: Images) -> None:
     flat = np.full_like(images, 128)
     mine = build(network, images, pattern="bands", steps=0).perturb(flat, LABELS, SEEDS)
