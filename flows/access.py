@@ -11,7 +11,7 @@ from flows.console import note
 from storage.audit import open_audit_log
 from storage.errors import NotFound, UnknownKey, UsageError
 from storage.files import write_atomic
-from storage.keys import open_vault
+from storage.keys import DataKeyRecord, Vault, open_vault
 from storage.names import check_key_id
 from storage.registry import Registry, Role, User, open_registry
 from storage.settings import Settings, settings
@@ -49,16 +49,28 @@ def ensure_key(dataset: str) -> str:
     except UnknownKey:
         if before is not None:
             raise _lost(dataset, before) from None
-        record = vault.create(dataset)
-        key_id = record.key_id
-        with open_audit_log(settings()) as log:
-            log.record(PIPELINE_USER, "key.create", dataset=dataset, subject=key_id, details={"epoch": record.epoch})
+        key_id = make_key(vault, dataset, PIPELINE_USER).key_id
         note(f"Made the key {key_id} for {dataset} in {vault.path}: back it up, nothing is restored without it.")
     if key_id != before:
         if before is not None:
             note(f"{dataset} is protected under the key {key_id} from now on, no longer under {before}.")
         write_atomic(path, f"{key_id}\n".encode())
     return key_id
+
+
+def make_key(vault: Vault, dataset: str, actor: str) -> DataKeyRecord:
+    """Make a data set's next key. The audit log names it before the vault holds it: no key is ever without its entry.
+
+    Raises:
+        EnvironmentFault: the log can not be written; no key is made.
+        UsageError, VaultLocked, KeyVaultError, WorkspaceBusy: as `Vault.create`.
+    """
+    with open_audit_log(settings()) as log:
+
+        def announce(record: DataKeyRecord) -> None:
+            log.record(actor, "key.create", dataset=dataset, subject=record.key_id, details={"epoch": record.epoch})
+
+        return vault.create(dataset, announce=announce)
 
 
 def _lost(dataset: str, key_id: str) -> UnknownKey:

@@ -91,6 +91,8 @@ def append(
     Raises:
         UsageError: the action is none, a text is too long, or the details are no JSON.
     """
+    # The lock's statement is plain text, before which nothing is flushed: the log would be locked before the rows.
+    session.flush()
     named = {"actor": _storable(actor), "action": action, "dataset": dataset, "request_id": request_id}
     for name, value in named.items():
         if value is not None and len(value) > _LIMITS[name]:

@@ -22,7 +22,7 @@ different places. Rotation, backup, restore and check: `storage.key_safety`.
 """
 
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -72,8 +72,20 @@ class Vault:
         """What this process opens it with."""
         return self._unlock
 
-    def create(self, dataset: str, key_bytes: bytes | None = None) -> DataKeyRecord:
-        """Make the data set's next key, or take in `key_bytes` (32 bytes, made elsewhere); the first makes the vault.
+    def create(
+        self,
+        dataset: str,
+        key_bytes: bytes | None = None,
+        *,
+        announce: Callable[[DataKeyRecord], object] | None = None,
+    ) -> DataKeyRecord:
+        """Make the data set's next key; the first makes the vault.
+
+        Args:
+            dataset: the data set's name.
+            key_bytes: the key, 32 bytes, made elsewhere; None: a fresh one.
+            announce: is told the key's record just before it is stored, while nobody else can make one; where it
+                raises, no key is made.
 
         Raises:
             UsageError: the name can not name a data set, or the given key is not 32 bytes or is in the vault already.
@@ -92,8 +104,11 @@ class Vault:
             epoch = 1 + max((key.epoch for key in keys if key.dataset == dataset), default=0)
             created = datetime.now(UTC).isoformat(timespec="seconds")
             entry = WrappedKey.make(opened.backend, secret, dataset, epoch, created)
+            record = entry.record()
+            if announce is not None:
+                announce(record)
             write_durably(self.path, opened.with_keys([*keys, entry]).encode())
-        return entry.record()
+        return record
 
     def list(self) -> list[DataKeyRecord]:
         """Every key's record, by data set and epoch; empty where there is no vault yet."""

@@ -200,12 +200,16 @@ def best(allowed: list[Grant]) -> Grant | None:
 
 
 def nearest(refused: list[tuple[Grant, Refusal]], moment: datetime) -> NotAuthorised:
-    """Of several refusals the one to tell: of a grant in force before others, of the rule asked last, of the newest."""
+    """Of several refusals the one to tell: of a grant in force before others, of the rule asked last, of the newest.
 
-    def nearness(case: tuple[Grant, Refusal]) -> tuple[bool, int, datetime, int]:
+    Of grants whose quotas do not do, the one with most images left: so many can be had.
+    """
+
+    def nearness(case: tuple[Grant, Refusal]) -> tuple[bool, int, int, datetime, int]:
         grant, refusal = case
         in_force = grant.in_force(moment)
-        return in_force, refusal.rule if in_force else 0, grant.created, grant.id
+        left = (grant.left or 0) if isinstance(refusal.error, QuotaExceeded) else 0
+        return in_force, refusal.rule if in_force else 0, left, grant.created, grant.id
 
     return max(refused, key=nearness)[1].error
 

@@ -18,10 +18,15 @@ from storage.policies import check_enabled, day
 from storage.registry_datasets import dataset_named
 from storage.registry_grants import (
     GrantBook,
+    Reach,
+    check_not_revoked,
     checked_names,
     checked_quota,
     checked_version,
-    locked_grant,
+    farther,
+    grant_by_id,
+    is_over,
+    lock_grants,
     owned_by,
     renew,
     write_grant,
@@ -141,11 +146,16 @@ class AccessBook(GrantBook):
                 grant earlier than it would have ended.
             expires: until when, instead of `days`.
             quota: for so many images; None: any number. Where the user holds a grant of the same scope already it is
-                extended, to so many more than are used up. For a renewal, in all, those used up included.
+                extended, as by `grant`, to so many more than are used up. For a renewal, in all, those used up
+                included; one that is left as asked for never makes them fewer.
             version: for one published version only; None: every version. Not for a renewal.
             classes: for images of these classes only; None: all. Not for a renewal.
             note: for the user to read.
             actor: who decides.
+
+        Returns:
+            The grant that covers it. Of a renewal it is another than the one to be renewed, of the same scope, where
+            that one ends later and what is approved is for more images, or the other way round: both stand then.
 
         Raises:
             NotFound: no such request.
@@ -178,10 +188,8 @@ class AccessBook(GrantBook):
             else:
                 if not (isinstance(version, Wish) and isinstance(classes, Wish)):
                     raise UsageError("A renewal keeps the scope of its grant.", "Give a new grant for another scope.")
-                grant = locked_grant(session, request.renews)
-                if isinstance(days, Wish) and isinstance(expires, Wish):
-                    end = _later(end, grant.expires)
-                renew(session, grant, end, _renewed_quota(request, grant, quota), actor)
+                end_as_asked = isinstance(days, Wish) and isinstance(expires, Wish)
+                grant = _renewed(session, request, request.renews, end, end_as_asked, quota, note, actor)
             request.grant_id = grant.id
             session.flush()
             _entry(session, actor, "access.approve", request, {"grant": grant.id})
@@ -297,18 +305,50 @@ def _end(request: AccessRequest, days: int | Wish | None, expires: datetime | Wi
     return None if wanted is None else utc_now() + timedelta(days=wanted)
 
 
-def _later(one: datetime | None, other: datetime | None) -> datetime | None:
-    """The later of two ends; None, no end, is later than all."""
-    return None if one is None or other is None else max(one, other)
+def _renewed(
+    session: Session,
+    request: AccessRequest,
+    grant_id: int,
+    end: datetime | None,
+    end_as_asked: bool,
+    quota: int | Wish | None,
+    note: str | None,
+    actor: str,
+) -> Grant:
+    """Renew a grant; or give what is approved beside it, where both in one would be more than anybody gave."""
+    lock_grants(session, request.user_id, request.dataset)
+    grant = grant_by_id(session, grant_id)
+    check_not_revoked(grant)
+    held, approved = Reach(grant.expires, grant.quota), Reach(end, _renewed_quota(request, grant, quota))
+    goal = approved
+    if not is_over(grant, utc_now()):  # of one that is over there is nothing left to take away
+        goal = Reach(
+            farther(end, held.end) if end_as_asked else end,
+            farther(approved.quota, held.quota) if isinstance(quota, Wish) else approved.quota,
+        )
+    if approved.covers(goal) or held.covers(goal):
+        return renew(session, grant, goal.end, goal.quota, actor)
+    return write_grant(
+        session,
+        request.user,
+        request.dataset,
+        end,
+        version=grant.version,
+        classes=grant.classes,
+        samples=grant.samples,
+        quota=None if approved.quota is None else approved.quota - grant.used,
+        starts=grant.starts,
+        note=note,
+        actor=actor,
+        on_top=True,
+    )
 
 
 def _renewed_quota(request: AccessRequest, grant: Grant, quota: int | Wish | None) -> int | None:
-    """What `renew` is told: the number of images in all; None keeps what there is."""
+    """For how many images in all a grant is to be; where nothing is said, as it is."""
     if not isinstance(quota, Wish):
-        return quota
-    if request.images is None or grant.quota is None:
-        return None
-    return max(grant.quota, grant.used + request.images)
+        return grant.quota if quota is None else quota
+    return grant.quota if request.images is None else grant.used + request.images
 
 
 def _entry(

@@ -8,6 +8,7 @@ see `storage/registry_usage.py`.
 import re
 from collections.abc import Sequence
 from datetime import datetime
+from typing import NamedTuple, TypeVar
 
 from sqlalchemy import Select, select
 from sqlalchemy.orm import Session
@@ -16,10 +17,12 @@ from storage import audit
 from storage.database import as_utc, utc_now
 from storage.errors import NotFound, UsageError
 from storage.names import VERSION_PATTERN, check_dataset_name
-from storage.policies import day
+from storage.policies import best, day
 from storage.registry_datasets import DatasetBook
 from storage.registry_models import Dataset, Grant, User
 from storage.registry_users import LOCAL, future, id_of, locked_user
+
+Bound = TypeVar("Bound", int, datetime)
 
 
 class GrantBook(DatasetBook):
@@ -41,8 +44,9 @@ class GrantBook(DatasetBook):
     ) -> Grant:
         """Let a user have a data set restored, until `expires` (timezone-aware) or without an end.
 
-        Doing so again extends the grant of the same scope that is in force: to the later end and the larger quota
-        (None, no bound, is the largest of both). It never takes anything away: revoke the grant for that.
+        Doing so again extends the grant of the same scope that is in force, where this one ends no earlier and is for
+        no fewer images (None, no bound, is the most). Where it ends later and is for fewer, or earlier and for more, it
+        is a grant of its own beside that one. It never takes anything away: revoke the grant for that.
 
         Args:
             user: the user's name.
@@ -57,7 +61,7 @@ class GrantBook(DatasetBook):
             actor: who does this, for the audit log.
 
         Returns:
-            The grant in force; its `expires` and `quota` may be more than asked for.
+            The grant that covers it; its `expires` and `quota` may be more than asked for.
 
         Raises:
             NotFound: no such user.
@@ -88,7 +92,7 @@ class GrantBook(DatasetBook):
         now = utc_now()
         with self.write() as session:
             rows = session.scalars(grants_of(locked_user(session, user).id, dataset)).all()
-            ended = [grant for grant in rows if grant.revoked is None and not _over(grant, now)]
+            ended = [grant for grant in rows if grant.revoked is None and not is_over(grant, now)]
             for grant in ended:
                 grant.revoked = now
             if ended:
@@ -163,6 +167,26 @@ class GrantBook(DatasetBook):
 # --- shared by the other books ---------------------------------------------------------------------------------------
 
 
+class Reach(NamedTuple):
+    """How far a grant goes: until when, and for how many images in all. None: without an end, any number."""
+
+    end: datetime | None
+    quota: int | None
+
+    def covers(self, other: "Reach") -> bool:
+        """Whether it goes as far as the other in both."""
+        return _as_far(self.end, other.end) and _as_far(self.quota, other.quota)
+
+
+def farther(one: Bound | None, other: Bound | None) -> Bound | None:
+    """The later of two ends, or the larger of two quotas."""
+    return one if _as_far(one, other) else other
+
+
+def _as_far(one: Bound | None, other: Bound | None) -> bool:
+    return one is None or (other is not None and one >= other)
+
+
 def write_grant(
     session: Session,
     holder: User,
@@ -199,31 +223,16 @@ def write_grant(
         note=note,
     )
     _check_bounds(wanted)
+    if on_top:
+        lock_grants(session, holder.id, dataset)
     same = [grant for grant in session.scalars(grants_of(holder.id, dataset)) if grant.scope == wanted.scope]
-    holding = [grant for grant in same if grant.in_force(now)]
-    held = max(holding, key=lambda grant: (grant.expires is None, grant.expires or grant.created), default=None)
-    if held is None or begin > now:
-        session.add(wanted)
-        session.flush()
-        _grant_entry(session, actor, "grant.create", wanted)
-        return wanted
-    before = (held.expires, held.quota)
-    if on_top and quota is not None:
-        session.refresh(held, ["used"], with_for_update={"key_share": True})  # what is charged now waits
-        quota = checked_quota(held.used + quota)
-    if held.expires is not None and (end is None or end > held.expires):
-        held.expires = end
-    if held.quota is not None and (quota is None or quota > held.quota):
-        held.quota = quota
-    if (held.expires, held.quota) != before:
-        _grant_entry(session, actor, "grant.extend", held)
-    return held
+    held = [] if begin > now else [grant for grant in same if grant.in_force(now)]
+    return _extended(session, held, Reach(end, quota), on_top, actor) or _added(session, wanted, actor)
 
 
 def renew(session: Session, grant: Grant, expires: datetime | None, quota: int | None, actor: str) -> Grant:
     """Give a locked grant another end and quota, and put it on record."""
-    if grant.revoked is not None:
-        raise UsageError(f"Grant {grant.id} was revoked on {day(grant.revoked)}.", "Give a new one instead.")
+    check_not_revoked(grant)
     end = future(expires, "grant")
     if end is not None and end <= grant.starts:
         raise UsageError(f"Grant {grant.id} begins on {day(grant.starts)}, after that end.", "Give a later date.")
@@ -232,6 +241,21 @@ def renew(session: Session, grant: Grant, expires: datetime | None, quota: int |
         grant.quota = checked_quota(quota)
     _grant_entry(session, actor, "grant.renew", grant)
     return grant
+
+
+def check_not_revoked(grant: Grant) -> None:
+    """That a grant can be renewed. Raises UsageError."""
+    if grant.revoked is not None:
+        raise UsageError(f"Grant {grant.id} was revoked on {day(grant.revoked)}.", "Give a new one instead.")
+
+
+def lock_grants(session: Session, user_id: int, dataset: str) -> None:
+    """Make what is charged to a user's grants for a data set wait until this transaction ends.
+
+    By number, as charges lock them: two that lock several never wait for each other crosswise.
+    """
+    mine = select(Grant.id).where(Grant.user_id == user_id, Grant.dataset == dataset)
+    session.execute(mine.order_by(Grant.id).with_for_update(key_share=True))
 
 
 def locked_grant(session: Session, grant_id: int) -> Grant:
@@ -246,6 +270,11 @@ def grant_by_id(session: Session, grant_id: int) -> Grant:
     if grant is None:
         raise NotFound(f"There is no grant {grant_id}.", "See `dmcp access list`.")
     return grant
+
+
+def is_over(grant: Grant, moment: datetime) -> bool:
+    """Whether a grant's end is past."""
+    return grant.expires is not None and grant.expires <= moment
 
 
 def owned_by(owner: str) -> Select[tuple[str]]:
@@ -295,8 +324,31 @@ def _check_bounds(grant: Grant) -> None:
         )
 
 
-def _over(grant: Grant, moment: datetime) -> bool:
-    return grant.expires is not None and grant.expires <= moment
+def _added(session: Session, grant: Grant, actor: str) -> Grant:
+    session.add(grant)
+    session.flush()
+    _grant_entry(session, actor, "grant.create", grant)
+    return grant
+
+
+def _extended(session: Session, held: list[Grant], wanted: Reach, on_top: bool, actor: str) -> Grant | None:
+    """The one of these grants that covers what is wanted, extended if need be; None: none can be.
+
+    Where one ends later and the other is for more images, both at once would be more than anybody gave.
+    """
+
+    def goal(grant: Grant) -> Reach:
+        used = grant.used if on_top else 0
+        return Reach(wanted.end, None if wanted.quota is None else used + wanted.quota)
+
+    enough = best([grant for grant in held if Reach(grant.expires, grant.quota).covers(goal(grant))])
+    if enough is not None:
+        return enough
+    less = best([grant for grant in held if goal(grant).covers(Reach(grant.expires, grant.quota))])
+    if less is not None:
+        less.expires, less.quota = wanted.end, checked_quota(goal(less).quota)
+        _grant_entry(session, actor, "grant.extend", less)
+    return less
 
 
 def _grant_entry(session: Session, actor: str, action: str, grant: Grant) -> None:

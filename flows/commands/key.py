@@ -51,7 +51,7 @@ def create(name: Name = None, dataset: NameOption = None) -> None:
     if wanted is None:
         raise UsageError("No data set is named.", "Say which: dmcp key create DATASET")
     vault = _vault()
-    record = vault.create(wanted)
+    record = access.make_key(vault, wanted, "local")
     folder = console.shown(settings().data_path(record.dataset))
     console.finished(
         f"Made key {record.key_id}, number {record.epoch} of {record.dataset}.",
@@ -61,7 +61,6 @@ def create(name: Name = None, dataset: NameOption = None) -> None:
             f"dmcp protect {folder}/clean {folder}/protected",
         ],
     )
-    _record("key.create", record.key_id, {"epoch": record.epoch}, record.dataset)
     with access.registry() as book:
         access.ensure_dataset(book, record.dataset, actor="local")
         access.adopt_datasets(book)
@@ -284,10 +283,10 @@ def _passphrase(variable: str, what: str, twice: bool = False) -> SecretStr:
     return SecretStr(given)
 
 
-def _record(action: str, subject: str, details: dict[str, object], dataset: str | None = None) -> None:
+def _record(action: str, subject: str, details: dict[str, object]) -> None:
     """Put it into the audit log: after it was done, and was said; a log that fails then is an error of its own."""
     from storage.audit import open_audit_log
     from storage.settings import settings
 
     with open_audit_log(settings()) as log:
-        log.record("local", action, subject=subject, details=details, dataset=dataset)
+        log.record("local", action, subject=subject, details=details)

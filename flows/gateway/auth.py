@@ -15,6 +15,7 @@ from flows.gateway.state import Gateway, GatewayState
 from storage.database import utc_now
 from storage.errors import BadToken, Forbidden, UsageError
 from storage.registry import User
+from storage.registry_models import Token
 
 SAFE = ("GET", "HEAD", "OPTIONS")
 SHOWN_CHARACTERS = 40
@@ -26,12 +27,12 @@ bearer = HTTPBearer(
 )
 
 
-def caller(
+def caller_token(
     request: Request,
     gateway: GatewayState,
     credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)],
-) -> User:
-    """The user who calls.
+) -> Token:
+    """The token that the call is made with, or that the session of the pages began with; with its user.
 
     Raises:
         BadToken: none, or one that is unknown, expired, revoked, or whose user is disabled.
@@ -39,17 +40,26 @@ def caller(
     """
     session: Mapping[str, Any] = request.scope.get("session") or {}
     if credentials is not None:
-        user = by_token(gateway, credentials.credentials, address(request))
+        token = by_token(gateway, credentials.credentials, address(request))
     elif "sid" in session:
         if request.method not in SAFE:
             check_csrf(session, request.headers.get("x-csrf-token", ""))
-        user = session_user(gateway, session)
-        gateway.limiter.count(user.id)
+        token = session_token(gateway, session)
+        gateway.limiter.count(token.user_id)
     else:
         raise BadToken("No token is given.", "Send the header Authorization: Bearer dmcp_...")
-    request.scope["dmcp_user"] = user.name
+    request.scope["dmcp_user"] = token.user.name
     check_query(request)
-    return user
+    return token
+
+
+CallerToken = Annotated[Token, Depends(caller_token)]
+"""What the caller is known by."""
+
+
+async def caller(token: CallerToken) -> User:
+    """The user who calls; async, since a plain function would be run in a thread of its own."""
+    return token.user
 
 
 def check_query(request: Request) -> None:
@@ -65,21 +75,21 @@ def check_query(request: Request) -> None:
         raise UsageError(f"The argument {shown} is not known here.", "See /openapi.json for what is taken.")
 
 
-def by_token(gateway: Gateway, token: str, address: str) -> User:
-    """The user of a token, counted against the limits. Raises BadToken, TooManyRequests."""
+def by_token(gateway: Gateway, token: str, address: str) -> Token:
+    """A token that is good, with its user, counted against the limits. Raises BadToken, TooManyRequests."""
     gateway.limiter.check_address(address, token)
     try:
-        user = gateway.registry.authenticate(token)
+        found = gateway.registry.authenticated(token)
     except BadToken:
         gateway.limiter.failed(address)
         raise
     gateway.limiter.remember(token)
-    gateway.limiter.count(user.id)
-    return user
+    gateway.limiter.count(found.user_id)
+    return found
 
 
-def session_user(gateway: Gateway, session: Mapping[str, Any]) -> User:
-    """The user of a session of the pages, as long as nobody logged out and the token that it began with is good.
+def session_token(gateway: Gateway, session: Mapping[str, Any]) -> Token:
+    """The token that a session of the pages began with, as long as it is good and nobody logged out; with its user.
 
     Raises:
         BadToken: the session ended, that token is gone, or its user disabled.
@@ -91,7 +101,7 @@ def session_user(gateway: Gateway, session: Mapping[str, Any]) -> User:
         raise BadToken("The session is over.", "Log in again.")
     if token.user.disabled:
         raise BadToken(f"The access of {token.user.name} was withdrawn.", "Ask the operator.")
-    return token.user
+    return token
 
 
 def check_csrf(session: Mapping[str, Any], given: str) -> None:

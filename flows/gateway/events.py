@@ -18,7 +18,7 @@ from fastapi import Request as Call
 from sqlalchemy import select
 from sse_starlette import EventSourceResponse, ServerSentEvent
 
-from flows.gateway.auth import Caller, session_user
+from flows.gateway.auth import Caller, session_token
 from flows.gateway.errors import problems
 from flows.gateway.parameters import RequestPath
 from flows.gateway.queries import own_restoration
@@ -185,7 +185,7 @@ def _still_good(gateway: Gateway, call: Call) -> bool:
         if token:
             gateway.registry.authenticate(token.strip())
         else:
-            session_user(gateway, call.scope.get("session") or {})
+            session_token(gateway, call.scope.get("session") or {})
     except NotAuthorised:
         return False
     except EnvironmentFault as error:

@@ -3,7 +3,7 @@
 from fastapi import APIRouter, status
 from sqlalchemy import select
 
-from flows.gateway.auth import Caller
+from flows.gateway.auth import Caller, CallerToken
 from flows.gateway.errors import problems
 from flows.gateway.parameters import After, IdPath, Limit
 from flows.gateway.queries import page
@@ -31,9 +31,10 @@ def get_me(user: Caller, gateway: GatewayState) -> Me:
 
 
 @router.post("/token", responses=problems(), status_code=status.HTTP_201_CREATED)
-def rotate_token(user: Caller, gateway: GatewayState) -> NewToken:
-    """Get a new token; all others of the caller are revoked at once."""
-    return NewToken(name=user.name, token=gateway.registry.rotate_token(user.name, actor=user.name))
+def rotate_token(token: CallerToken, gateway: GatewayState) -> NewToken:
+    """Get a new token; all others of the caller are revoked at once. It ends when the one of this call would have."""
+    name = token.user.name
+    return NewToken(name=name, token=gateway.registry.rotate_token(name, expires=token.expires, actor=name))
 
 
 @router.get("/tokens", responses=problems(422))

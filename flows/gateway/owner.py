@@ -155,7 +155,10 @@ def list_owned_grants(
 
 @router.post("/grants", responses=problems(*WITH_BODY, 403, 404, 422), status_code=status.HTTP_201_CREATED)
 def create_grant(new: NewGrant, user: OwnerCaller, gateway: GatewayState) -> GrantInfo:
-    """Grant without being asked. Again for the same user and scope: it extends the grant in force."""
+    """Grant without being asked. Again for the same user and scope: it extends the grant in force.
+
+    Where it ends later and is for fewer images, or the other way round, it is another grant beside that one.
+    """
     owned_dataset(gateway.registry, user, new.dataset)
     made = gateway.registry.grant(
         new.user,

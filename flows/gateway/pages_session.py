@@ -18,7 +18,7 @@ from starlette.middleware.sessions import SessionMiddleware
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from flows.gateway.auth import address, by_token, operator_role, owner_role, session_user
+from flows.gateway.auth import address, by_token, operator_role, owner_role, session_token
 from flows.gateway.pages_forms import GivenForm
 from flows.gateway.pages_views import LoginNeeded, render, see
 from flows.gateway.state import Gateway, GatewayState
@@ -107,7 +107,7 @@ def visitor(request: Request, gateway: GatewayState) -> User:
     if "sid" not in session:
         raise LoginNeeded()
     try:
-        user = session_user(gateway, session)
+        user = session_token(gateway, session).user
     except BadToken as error:
         session.clear()
         raise LoginNeeded(f"{error.what} {error.cure}") from None
@@ -149,15 +149,14 @@ def log_in(request: Request, gateway: GatewayState, form: GivenForm) -> Response
     """Begin a session with a token."""
     target = form.text("next")
     try:
-        user = by_token(gateway, form.text("token"), address(request))
-        token = gateway.registry.authenticated(form.text("token"))
+        token = by_token(gateway, form.text("token"), address(request))
     except BadToken as error:
         return _login_page(request, target, error, 401)
     _end(request, gateway)
     secret = gateway.registry.begin_session(token.id, SESSION_SECONDS)
     request.session.update(sid=secret, csrf=secrets.token_urlsafe(24), until=time.time() + SESSION_SECONDS)
-    request.scope["dmcp_user"] = user.name
-    return see(target if is_ours(target) else home_of(user))
+    request.scope["dmcp_user"] = token.user.name
+    return see(target if is_ours(target) else home_of(token.user))
 
 
 @router.post("/logout")

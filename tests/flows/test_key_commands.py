@@ -1,14 +1,22 @@
 """`dmcp key`: rotation, backup, restore and check as an owner types them; what they put into the audit log."""
 
+import errno
+import json
+import socket
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from pydantic import SecretStr
 from typer.testing import CliRunner, Result
 
+from flows import access
 from flows.cli import app
 from storage.audit import open_audit_log
 from storage.audit_keys import audit_home
+from storage.errors import EnvironmentFault
 from storage.keys import open_vault
 from storage.settings import settings
 from tests.storage.transit_servers import TransitServer
@@ -69,6 +77,47 @@ def test_a_vault_s_way_through_all_its_locks(home: Path, tmp_path: Path, monkeyp
     for text in shown:
         assert "tr0ub4dor" not in text
         assert not any(secret.hex() in text for secret in keys.values())
+
+
+def test_no_key_is_made_that_can_not_be_recorded(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with closing(socket.create_server(("127.0.0.1", 0))) as taken:
+        port = taken.getsockname()[1]
+    monkeypatch.setenv("DMCP_REGISTRY_URL", f"postgresql+psycopg://nobody@127.0.0.1:{port}/none")
+    dmcp("key", "create", "pets", code=EnvironmentFault.exit_code)
+    with pytest.raises(EnvironmentFault):
+        access.ensure_key("pets")
+    assert secrets() == {}
+
+
+def test_a_key_is_on_record_before_it_is_kept(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as full, pytest.raises(EnvironmentFault):
+        full.setattr("storage.keys.write_durably", _no_space)
+        access.ensure_key("pets")
+    assert [entry[0] for entry in logged()] == ["key.create"] and secrets() == {}
+    dmcp("key", "create", "pets")
+    (made,) = open_vault(settings()).list()
+    assert [entry for entry in logged() if entry[0] == "key.create"][1:] == [("key.create", made.key_id, "pets")]
+
+
+def _no_space(*_: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_of_many_who_make_a_key_at_once_each_entry_names_what_was_kept(home: Path) -> None:
+    together = threading.Barrier(4)
+
+    def make(_: int) -> str:
+        together.wait()
+        return access.make_key(open_vault(settings()), "pets", "local").key_id
+
+    settings()
+    with ThreadPoolExecutor(4) as pool:
+        made = set(pool.map(make, range(4)))
+    kept = [(record.key_id, record.epoch) for record in open_vault(settings()).list()]
+    with open_audit_log(settings()) as log:
+        entries = log.entries(action="key.create")
+    assert [(entry.subject, json.loads(entry.details)["epoch"]) for entry in entries] == kept
+    assert {key_id for key_id, _ in kept} == made and len(made) == 4
 
 
 def test_a_deposit_makes_the_vault_anew_on_another_machine(

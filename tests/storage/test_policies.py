@@ -138,6 +138,7 @@ def test_the_refusal_named_is_the_nearest() -> None:
     assert isinstance(told(granted(9, revoked=NOW), expired), GrantRevoked), "the newest of those that are over"
     assert isinstance(told(old, expired, spent), QuotaExceeded), "one in force comes first"
     assert isinstance(told(spent, granted(4, version=VERSION)), QuotaExceeded), "the one that got farthest"
+    assert "of which 4 are left" in told(granted(5, quota=4), granted(6, quota=2)).what, "the one with most left"
 
 
 def test_image_by_image() -> None:

@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import text
 
 from storage.audit import AuditLog
-from storage.errors import BadToken, Forbidden, NotFound, TermsNotAccepted, UsageError
+from storage.errors import BadToken, Forbidden, NotFound, QuotaExceeded, TermsNotAccepted, UsageError
 from storage.registry import AccessRequest, Registry
 
 DAY = timedelta(days=1)
@@ -168,6 +168,45 @@ def test_more_of_what_is_used_up_can_be_had(registry: Registry, ann: int, olga: 
         registry.approve_access_request(ask(registry, ann, images=2**31 - 1).id)
 
 
+def test_a_longer_grant_for_fewer_images_is_another_one(registry: Registry, ann: int, olga: int) -> None:
+    """And so is a shorter one for more: the later end and the larger quota in one grant is what nobody gave."""
+    end = now() + DAY
+    large = registry.grant("ann", "photos", end, quota=1_000_000)
+    small = registry.approve_access_request(ask(registry, ann, images=10, days=3650).id)
+    assert small.id != large.id and small.quota == 10 and small.expires and small.expires > now() + 3649 * DAY
+    kept = registry.get_grant(large.id)
+    assert (kept.quota, kept.expires) == (1_000_000, end)
+    assert registry.authorise(ann, "photos", images=5).id == large.id, "the lasting one is kept for later"
+    assert registry.authorise(ann, "photos", images=10, now=end).id == small.id
+    for moment, left in ((end, 10), (None, 1_000_000)):
+        with pytest.raises(QuotaExceeded, match=f"of which {left:,} are left"):
+            registry.authorise(ann, "photos", images=1_000_001, now=moment)
+    unasked = registry.grant("ann", "photos", end + DAY, quota=500_000)
+    assert unasked.id not in (large.id, small.id) and (unasked.expires, unasked.quota) == (end + DAY, 500_000)
+    assert registry.grant("ann", "photos", end, quota=400_000).id in (large.id, unasked.id), "it is covered"
+    registry.revoke("ann", "photos")
+    assert all(grant.revoked for grant in registry.list_grants("ann", "photos"))
+
+
+def test_no_end_and_no_quota_are_not_put_together_either(registry: Registry, ann: int, olga: int) -> None:
+    endless = registry.approve_access_request(ask(registry, ann, images=5).id)
+    unbounded = registry.approve_access_request(ask(registry, ann, days=30).id)
+    assert (endless.expires, endless.quota) == (None, 5) and unbounded.quota is None and unbounded.expires is not None
+    assert registry.approve_access_request(ask(registry, ann).id).id in (endless.id, unbounded.id)
+    assert {grant.id for grant in registry.list_grants()} == {endless.id, unbounded.id}
+
+
+def test_a_grant_is_extended_beside_one_that_it_can_not_be_put_together_with(
+    registry: Registry, ann: int, olga: int
+) -> None:
+    large = registry.grant("ann", "photos", now() + DAY, quota=1000)
+    small = registry.approve_access_request(ask(registry, ann, images=10, days=90).id)
+    registry.charge(registry.create_request(ann, "upload", None, "x"), 0, small.id, 8)
+    more = registry.approve_access_request(ask(registry, ann, images=20, days=91).id)
+    assert (more.id, more.quota, more.left) == (small.id, 28, 20)
+    assert registry.get_grant(large.id).quota == 1000
+
+
 def test_denied_and_withdrawn(registry: Registry, ann: int, olga: int) -> None:
     denied, withdrawn = ask(registry, ann), ask(registry, ann, classes=["cat"])
     registry.deny_access_request(denied.id, "not now", actor="olga")
@@ -234,6 +273,38 @@ def test_a_renewal_extends_its_grant(registry: Registry, ann: int, olga: int) ->
         registry.approve_access_request(open_one.id)
     with pytest.raises(UsageError, match="was revoked"):
         ask(registry, ann, renews=grant.id, days=1)
+
+
+def test_a_renewal_gives_no_mixture_of_what_was_held_and_what_is_approved(
+    registry: Registry, ann: int, olga: int
+) -> None:
+    end = now() + DAY
+    grant = registry.grant("ann", "photos", end, quota=1000, classes=["cat"])
+    registry.charge(registry.create_request(ann, "upload", None, "x"), 0, grant.id, 100)
+    longer = registry.approve_access_request(ask(registry, ann, renews=grant.id, days=3650, images=10).id)
+    assert longer.id != grant.id and (longer.quota, longer.used, longer.classes) == (10, 0, ["cat"])
+    assert longer.expires and longer.expires > now() + 3649 * DAY
+    named = registry.approve_access_request(ask(registry, ann, renews=grant.id, days=2, images=10).id, days=9)
+    assert named.id == longer.id, "an end that the owner names is put together with no larger quota either"
+    more = registry.approve_access_request(ask(registry, ann, renews=longer.id, days=1).id, quota=5000)
+    assert more.id == grant.id and more.quota == 5100 and more.expires and more.expires < end + DAY
+    kept = registry.get_grant(longer.id)
+    assert (kept.quota, kept.expires) == (10, longer.expires)
+    fewer = registry.approve_access_request(ask(registry, ann, renews=longer.id, days=3651).id, quota=5)
+    assert (fewer.id, fewer.quota) == (longer.id, 5), "an owner may say fewer"
+    registry.revoke_grant(longer.id)
+    assert registry.authorise(ann, "photos").id == grant.id
+
+
+def test_of_a_grant_that_is_over_only_what_is_approved_is_renewed(registry: Registry, ann: int, olga: int) -> None:
+    bounded, unbounded = registry.grant("ann", "photos", quota=1000), registry.grant("ann", "photos", classes=["cat"])
+    registry.charge(registry.create_request(ann, "upload", None, "x"), 0, bounded.id, 100)
+    with registry.write() as session:
+        session.execute(text("UPDATE grants SET expires = created"))
+    for grant, quota in ((bounded, 110), (unbounded, 10)):
+        made = registry.approve_access_request(ask(registry, ann, renews=grant.id, days=30, images=10).id)
+        assert (made.id, made.quota, made.left) == (grant.id, quota, 10)
+    assert registry.approve_access_request(ask(registry, ann, renews=bounded.id, days=31).id).quota == 110
 
 
 def test_an_access_request_is_decided_once(registry: Registry, ann: int, olga: int) -> None:

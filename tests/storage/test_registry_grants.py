@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from sqlalchemy import text
+from sqlalchemy import event, text
 
 from storage.audit import AuditLog
 from storage.errors import (
@@ -490,6 +490,24 @@ def test_grants_are_on_record(registry: Registry, ann: int, database: str) -> No
     assert [(entry.actor, entry.action, entry.subject) for entry in entries] == [
         ("olga", f"grant.{what}", "ann") for what in ("create", "extend", "renew", "revoke")
     ]
+
+
+def test_the_log_is_locked_after_the_rows_that_its_entry_is_about(registry: Registry, ann: int) -> None:
+    """As `give_back` does: else two could wait for each other."""
+    registry.grant("ann", "photos")
+    statements: list[str] = []
+
+    def note(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        statements.append(statement)
+
+    with registry.write() as session:
+        engine = session.get_bind()
+    event.listen(engine, "before_cursor_execute", note)
+    registry.revoke("ann", "photos")
+    event.remove(engine, "before_cursor_execute", note)
+    lock = "pg_advisory_xact_lock" if "postgresql" in registry.url else "FROM audit_entries"
+    first = [next(n for n, one in enumerate(statements) if mark in one) for mark in ("UPDATE grants", lock)]
+    assert first == sorted(first)
 
 
 def test_threads_write_without_losing_anything(registry: Registry, ann: int) -> None:

@@ -1,13 +1,20 @@
 """Who is calling: what is taken for a token, and the sessions of the pages."""
 
+import base64
+import json
 import threading
+import time
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from fastapi import Request
+from itsdangerous import TimestampSigner
 
-from flows.gateway.auth import caller
+from flows.gateway.auth import caller_token
+from flows.gateway.pages_session import COOKIE, session_secret
 from storage.errors import BadToken, Forbidden
 from storage.settings import Settings
 from tests.flows.gateway.conftest import Site, people, png, running
@@ -49,7 +56,7 @@ def by_session(site: Site, method: str = "GET", headers: dict[str, str] | None =
         "type": "http", "method": method, "path": "/", "query_string": b"", "headers": given, "session": session,
         "route": route, "client": ("127.0.0.1", 1),
     }  # fmt: skip
-    return caller(Request(scope), site.gateway, None).name
+    return caller_token(Request(scope), site.gateway, None).user.name
 
 
 def test_sessions_of_the_pages(site: Site) -> None:
@@ -82,6 +89,26 @@ def test_sessions_of_the_pages(site: Site) -> None:
     ):
         with pytest.raises(BadToken):
             by_session(site, **gone)
+
+
+def test_a_token_with_an_end_gets_none_that_ends_later(site: Site) -> None:
+    """Neither by itself nor by a session that it began, also where its user holds one without an end."""
+    end = datetime.now(UTC) + timedelta(days=7)
+    name = f"guest-{uuid4().hex[:6]}@lab.example"
+    site.registry.add_user(name)
+    site.tokens["guest"] = site.registry.add_token(name, "guest", end)
+    made = site.call("POST", "me/token", "guest")
+    assert made.status_code == 201
+    site.tokens["guest"] = made.json()["token"]
+    rotated = site.registry.authenticated(site.tokens["guest"])
+    assert rotated.expires == end
+
+    session = {"sid": site.registry.begin_session(rotated.id, 3600), "csrf": "abc", "until": time.time() + 3600}
+    signed = TimestampSigner(session_secret(site.settings)).sign(base64.b64encode(json.dumps(session).encode()))
+    headers = {"X-CSRF-Token": "abc", "Cookie": f"{COOKIE}={signed.decode()}"}
+    made = site.call("POST", "me/token", "none", headers=headers)
+    assert made.status_code == 201
+    assert site.registry.authenticated(made.json()["token"]).expires == end
 
 
 def test_the_gateway_starts_and_stops_while_there_is_no_prefect(make_settings: Callable[..., Settings]) -> None:
