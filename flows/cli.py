@@ -39,7 +39,10 @@ from flows.commands import (
 from storage.disk import FULL, disk_fault
 from storage.errors import DmcpError, NoSuchPath
 
-EPILOG = "Without any setting everything is embedded and local. Settings: DMCP_* variables or .env. Try: dmcp run"
+EPILOG = (
+    "Without any setting everything is embedded and local. Settings: DMCP_* variables or .env. "
+    "Try: dmcp run (where DMCP_S3_ENDPOINT is set, it publishes there)"
+)
 
 
 class DmcpGroup(TyperGroup):

@@ -22,6 +22,7 @@ from storage.audit import checkpoint_due, open_audit_log
 from storage.errors import WorkspaceBusy
 from storage.objects import open_store
 from storage.settings import settings
+from storage.versions import read_channel
 
 
 @flow("pipeline")
@@ -29,8 +30,9 @@ def pipeline(dataset: str | None = None) -> dict[str, Any]:
     """Bring one data set up to date: all stages, the private remote, the published version.
 
     Args:
-        dataset: its name in params.yaml; None, as every night: the selected one, if a pipeline protected it before
-            and nobody withdrew what was published last. So a worker never publishes what nobody asked for.
+        dataset: its name in params.yaml; None, as every night: the selected one, if a pipeline protected it before,
+            the object store has it and nobody withdrew what was published last. So a worker never publishes what nobody
+            asked for, nor to another place.
 
     Returns:
         `ran`, the stages that DVC ran; `version`, what was published; `pushed`, whether there is a remote.
@@ -39,10 +41,13 @@ def pipeline(dataset: str | None = None) -> dict[str, Any]:
         WorkspaceBusy: another pipeline runs in this workspace.
         DmcpError: a stage failed, with its own message and exit code.
     """
-    dataset = dataset or _under_care()
+    nothing: dict[str, Any] = {"ran": [], "version": None, "pushed": False}
+    unasked, dataset = dataset is None, dataset or _under_care()
     if dataset is None:
-        return {"ran": [], "version": None, "pushed": False}
+        return nothing
     with workspace(), object_store():
+        if unasked and not _is_here(dataset):
+            return nothing
         graph.select_dataset(dataset)
         access.prepare(dataset)
         ran = [stage for stage in graph.stages() if bring_up_to_date(stage)]
@@ -67,6 +72,15 @@ def _under_care() -> str | None:
         note(f"The latest version of {dataset} was withdrawn, so nothing is published (dmcp run --dataset {dataset}).")
         return None
     return dataset
+
+
+def _is_here(dataset: str) -> bool:
+    """Whether the object store is one that this data set was published to."""
+    store = open_store(settings(), "public")
+    if read_channel(store, dataset) is not None:
+        return True
+    note(f"{dataset} is not published at {store.where()}, so nothing is done (dmcp run --dataset {dataset}).")
+    return False
 
 
 @task("stage", "{stage}")

@@ -18,7 +18,7 @@ from storage.errors import CorruptManifest, NotFound, PublicationConflict
 from storage.files import Progress
 from storage.manifest import Manifest, read_manifest
 from storage.objects import ObjectStore, open_store
-from storage.overlaps import Withdrawn, overlapping, refusal, remove_leftovers, withdraw
+from storage.overlaps import Withdrawn, images_of, overlapping, refusal, remove_leftovers, withdraw
 from storage.publication import PublishedVersion, read_version
 from storage.settings import settings
 from storage.versions import missing_shards, said_before, version_id
@@ -194,10 +194,12 @@ def policy(asked: Earlier | None = None) -> Earlier:
 
 
 def take_back(store: ObjectStore, dataset: str, version: str) -> Withdrawn:
-    """Withdraw a version and put that on record. Raises as `storage.overlaps.withdraw`."""
-    gone = withdraw(store, dataset, version)
-    put_on_record(dataset, "version.withdraw", gone.id, gone.images)
-    return gone
+    """Put on record that a version is withdrawn, and withdraw it. Raises as `storage.overlaps.withdraw`.
+
+    In this order: a withdrawal that was cut off and is not on record looks, at night, like a publication that was lost.
+    """
+    put_on_record(dataset, "version.withdraw", version, images_of(store, dataset, version))
+    return withdraw(store, dataset, version)
 
 
 def put_on_record(dataset: str, action: str, version: str, images: int) -> None:

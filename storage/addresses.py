@@ -47,6 +47,23 @@ def open_private_address(settings: Settings, address: str) -> ObjectStore:
     return place
 
 
+def open_public_address(settings: Settings, address: str) -> ObjectStore:
+    """`open_address` for what is published: whatever looks for published versions looks there, and nowhere else.
+
+    Raises:
+        UsageError: it is not the public bucket of the settings, with their prefix.
+    """
+    place, public = open_address(settings, address), open_store(settings, "public")
+    if (place.bucket, place.prefix) != (public.bucket, public.prefix):
+        here = f"{SCHEME}{public.bucket}/{public.prefix}".rstrip("/")
+        raise UsageError(
+            f"{address} is not where this installation publishes, {here}: no grant, request or check of earlier "
+            "versions would find what lies there.",
+            f"Name {here}, or set DMCP_S3_PUBLIC_BUCKET and DMCP_S3_PREFIX.",
+        )
+    return place
+
+
 def read_remote_manifest(place: ObjectStore) -> Manifest:
     """The manifest of the variant at an address.
 

@@ -35,10 +35,11 @@ whom the publisher has authorised.
 
 ## Use what is here
 
-    dmcp pull {dataset} OUT --version {version}
+    DMCP_S3_ENDPOINT=https://... DMCP_S3_PUBLIC_BUCKET=... dmcp pull {dataset} OUT --version {version}
 
 fetches all shards and checks each against `manifest.json`; the version's id is the digest of `manifest.json` and
-`LICENSE`, and `dmcp pull` checks that too. (This card and `croissant.json` repeat what they say and are not checked.)
+`LICENSE`, and `dmcp pull` checks that too. Endpoint and bucket are where you read this (DMCP_S3_PREFIX: what stands
+before `{dataset}/` there). (This card and `croissant.json` repeat what they say and are not checked.)
 In the folder OUT, and in a folder DATASET/versions/VERSION of any mirror of the bucket:
 
 ```python
@@ -64,11 +65,11 @@ images = data.records("images")                                # and "labels", b
 
 ## Ask for the originals
 
-1. Ask for access: {contact}.
-2. With the token you are given, hand in the protected images you need, all or some, in any order and under any name:
-   `dmcp request SOURCE`.
-3. `dmcp restore REQUEST OUT` returns the restored images. Each one is checked; an image that was altered since it was
-   protected is refused, so keep the PNG files as they are (do not resize, crop or re-encode them).
+1. Ask for access: {contact}. You are given a token, and the address of the service that restores.
+2. `dmcp remote login ADDRESS` asks for the token.
+3. `dmcp remote restore SOURCE OUT` hands in the protected images you need, all or some, in any order and under any
+   name, and fetches the restored ones. Each one is checked; one that was altered since it was protected is refused, so
+   keep the PNG files as they are (do not resize, crop or re-encode them).
 {payloads}
 The terms are in `LICENSE`.
 

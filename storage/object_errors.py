@@ -18,7 +18,8 @@ _REFUSED = frozenset(("401", "403", "AuthorizationHeaderMalformed", "Unsupported
 _LARGEST_SKEW = timedelta(minutes=10)
 """Between two clocks; servers refuse what is signed 15 minutes before or after their own time."""
 _CREDENTIALS = (
-    "Check DMCP_S3_ACCESS_KEY and DMCP_S3_SECRET_KEY (or the AWS profile), and that they may do this in this bucket."
+    "Check the bucket's name, DMCP_S3_ACCESS_KEY and DMCP_S3_SECRET_KEY (or the AWS profile), and that they may do "
+    "this there. Who has no credentials reads what its publisher lets everybody read: ask for it."
 )
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from storage import object_errors, s3_client
 from storage.disk import writing
@@ -364,13 +365,14 @@ def open_store(settings: Settings, kind: Literal["public", "private"]) -> Object
 
     Raises:
         ServiceError: the embedded server does not run.
-        SettingsError: only one half of the credentials is set.
+        SettingsError: only one half of the credentials is set, or no bucket's name on AWS.
     """
     bucket = settings.s3_public_bucket if kind == "public" else settings.s3_private_bucket
     if settings.s3_endpoint is None:
         from storage.server import running_address
 
         return running_address(settings.home).store(bucket, settings.s3_prefix)
+    _check_owned(settings.s3_endpoint, kind, bucket)
     secret = settings.s3_secret_key.get_secret_value() if settings.s3_secret_key else None
     if (settings.s3_access_key is None) != (secret is None):
         raise SettingsError(
@@ -379,6 +381,16 @@ def open_store(settings: Settings, kind: Literal["public", "private"]) -> Object
     return ObjectStore(
         settings.s3_endpoint, settings.s3_region, settings.s3_access_key, secret, bucket, settings.s3_prefix
     )
+
+
+def _check_owned(endpoint: str, kind: str, bucket: str) -> None:
+    """On AWS all accounts share the names of buckets: one of the default name may be a stranger's."""
+    host = urlsplit(endpoint).hostname or ""
+    if host.endswith(".amazonaws.com") and bucket == Settings.model_fields[f"s3_{kind}_bucket"].default:
+        raise SettingsError(
+            f"The bucket {bucket} at {host} may be anybody's: on AWS all accounts share the names of buckets.",
+            f"Set DMCP_S3_{kind.upper()}_BUCKET to a name of your own.",
+        )
 
 
 def _info(key: str, size: int, answer: dict[str, Any]) -> ObjectInfo:

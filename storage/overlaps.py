@@ -16,9 +16,11 @@ from storage.manifest import Manifest, parse_manifest
 from storage.objects import ObjectStore
 from storage.shards import ShardInfo
 from storage.versions import (
+    CLASSES_NAME,
     CROISSANT_NAME,
     README_NAME,
     channel_key,
+    dump_names,
     list_versions,
     read_channel,
     read_version,
@@ -73,14 +75,20 @@ def refusal(what: str) -> VersionsOverlap:
     )
 
 
+def images_of(store: ObjectStore, dataset: str, version: str) -> int:
+    """How many images a version has that may be damaged; 0: its manifest is unreadable. Raises NotFound."""
+    manifest = _as_it_is(store, dataset, version)
+    return manifest.samples if manifest else 0
+
+
 def withdraw(store: ObjectStore, dataset: str, version: str) -> Withdrawn:
     """Take a version out of the bucket. Copies that were made of it remain, and remain restorable.
 
     First the shards that no other version has, then its texts, last its manifest: while that is there, withdrawing
-    again goes on. Payloads that travel beside the pixels, and the licence, stay for those who have a copy. When it was
-    the latest version, there is none until the next one is published. Of one that was altered, what its manifest names
-    goes; where that can not be read at all, its shards stay, since they may be others' too. So do all shards while
-    another version's manifest can not be read.
+    again goes on. Payloads that travel beside the pixels, the names of the classes and the licence stay for those who
+    have a copy. When it was the latest version, there is none until the next one is published. Of one that was altered,
+    what its manifest names goes; where that can not be read at all, its shards stay, since they may be others' too. So
+    do all shards while another version's manifest can not be read.
 
     Args:
         version: its id.
@@ -97,6 +105,8 @@ def withdraw(store: ObjectStore, dataset: str, version: str) -> Withdrawn:
         store.delete(channel_key(dataset))
     for shard in unnamed:
         store.delete(shard_key(dataset, shard))
+    if manifest:
+        store.put_bytes(version_key(dataset, version, CLASSES_NAME), dump_names(manifest.classes))
     for name in (README_NAME, CROISSANT_NAME):
         store.delete(version_key(dataset, version, name))
     store.delete(version_key(dataset, version))

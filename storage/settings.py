@@ -8,10 +8,10 @@ below `.dmcp/`, an object store on loopback, SQLite, a local MLflow.
 import os
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 import psutil
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -96,6 +96,16 @@ class Settings(BaseSettings):
             raise PydanticCustomError("too_short", f"shorter than {SECRET_LENGTH} characters")
         return value
 
+    @model_validator(mode="after")
+    def _buckets_of_ones_own(self) -> Self:
+        if self.s3_public_bucket == self.s3_private_bucket:
+            raise PydanticCustomError(
+                "one_bucket",
+                "DMCP_S3_PUBLIC_BUCKET and DMCP_S3_PRIVATE_BUCKET name one bucket, and what is restored would lie "
+                "where anyone reads",
+            )
+        return self
+
     def home_path(self, *parts: str) -> Path:
         """An absolute path below the private state folder."""
         return self.home.resolve().joinpath(*parts)
@@ -118,5 +128,7 @@ def settings() -> Settings:
     try:
         return Settings(_secrets_dir=secrets)  # type: ignore[call-arg]
     except ValidationError as error:
-        problems = "; ".join(f"DMCP_{str(e['loc'][0]).upper()}: {e['msg']}" for e in error.errors())
+        problems = "; ".join(
+            "".join(f"DMCP_{str(at).upper()}: " for at in e["loc"][:1]) + e["msg"] for e in error.errors()
+        )
         raise SettingsError(f"A setting can not be used: {problems}.", "Correct the environment or .env.") from error

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from storage.croissant import About, read_about
 from storage.errors import CorruptManifest, NotFound, UsageError
@@ -20,6 +20,8 @@ LICENSE_NAME = "LICENSE"
 CROISSANT_NAME = "croissant.json"
 PAYLOADS_NAME = "payloads.jsonl"
 """What travels beside the pixels of images, where anything does: whoever publishes and restores knows what it says."""
+CLASSES_NAME = "classes.json"
+"""What the classes of a withdrawn version are called: its copies are restored, and hold nothing but numbers."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,52 @@ def list_payloads(store: ObjectStore, dataset: str) -> list[str]:
     except NotFound:
         return []
     return [version_key(dataset, i, PAYLOADS_NAME) for i, _ in _with_file(objects, dataset, PAYLOADS_NAME)]
+
+
+def class_lists(store: ObjectStore, dataset: str, version: str | None = None) -> list[list[str]]:
+    """Names of the classes of every version that was ever published, withdrawn ones too, each list once.
+
+    Args:
+        version: only this one's.
+
+    Raises:
+        CorruptManifest: of one of them it can not be told.
+        NotFound: nothing was ever published.
+    """
+    pattern = re.compile(rf"{re.escape(check_dataset_name(dataset))}/versions/({VERSION_PATTERN})/(.+)")
+    files: dict[str, set[str]] = {}
+    for match in filter(None, (pattern.fullmatch(o.key) for o in store.list(f"{dataset}/versions/"))):
+        files.setdefault(match[1], set()).add(match[2])
+    lists = [_classes(store, dataset, i, there) for i, there in sorted(files.items()) if version in (None, i)]
+    if not any(lists):
+        raise NotFound(f"No version of {dataset} was ever published at {store.where()}.", "Check the name.")
+    return [list(names) for names in dict.fromkeys(map(tuple, filter(None, lists)))]
+
+
+def _classes(store: ObjectStore, dataset: str, version: str, there: set[str]) -> list[str] | None:
+    """Names of a version's classes, by the files that it has; None: it was never whole."""
+    if MANIFEST_NAME in there:
+        return read_version(store, dataset, version)[1].classes
+    if CLASSES_NAME in there:
+        key = version_key(dataset, version, CLASSES_NAME)
+        try:
+            return _NAMES.validate_json(store.get_bytes(key))
+        except ValidationError as error:
+            raise CorruptManifest(f"{store.where(key)} is no list of names.", "Look who wrote it.") from error
+    if README_NAME in there or LICENSE_NAME not in there:
+        return None
+    raise CorruptManifest(
+        f"{dataset}@{version} was withdrawn, and nothing says what its classes were called.",
+        "Request a published version by its name, or ask the owner for a grant for all classes.",
+    )
+
+
+_NAMES = TypeAdapter(list[str])
+
+
+def dump_names(names: list[str]) -> bytes:
+    """Content of classes.json."""
+    return _NAMES.dump_json(names) + b"\n"
 
 
 def _with_file(objects: Iterable[ObjectInfo], dataset: str, name: str) -> list[tuple[str, datetime]]:

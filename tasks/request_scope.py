@@ -2,7 +2,8 @@
 
 A class is known for sure from the label that profile `exact` seals with an image; what a requester states beside it is
 not believed. A label is a number, and its name is what the published manifests say: for a request of a published
-version that version's, for anything else all versions' of the data set, where those that know the number must agree.
+version that version's, for anything else all versions' of the data set, withdrawn ones too (copies of them are restored
+as well), where those that know the number must agree.
 """
 
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from storage.manifest import read_manifest
 from storage.objects import ObjectStore
 from storage.policies import check_image
 from storage.registry import Grant, Registry
-from storage.versions import list_versions, read_version
+from storage.versions import class_lists
 
 ClassLists = Callable[[str], list[list[str]]]
 """Data set to the lists of class names that hold for it."""
@@ -52,7 +53,7 @@ def check_covered(grant: Grant, key: str, label: int | None, lists: ClassLists) 
     """
     name = None
     if grant.classes is not None and label is not None:
-        names = {names[label] for names in lists(grant.dataset) if label < len(names)}
+        names = {names[label] for names in _lists(lists, grant.dataset) if label < len(names)}
         if len(names) != 1:
             raise OutOfScope(
                 f"The grant covers some classes only, and which class the label {label} of {grant.dataset} is can not "
@@ -63,10 +64,18 @@ def check_covered(grant: Grant, key: str, label: int | None, lists: ClassLists) 
     check_image(grant, key=key, class_name=name)
 
 
+def _lists(lists: ClassLists, dataset: str) -> list[list[str]]:
+    """Lists of names, or OutOfScope where it can not be told what some class is called."""
+    try:
+        return lists(dataset)
+    except CorruptManifest as error:
+        raise OutOfScope(f"The grant covers some classes only. {error.what}", error.cure) from error
+
+
 def published_classes(
     public: Callable[[], ObjectStore], version: str | None, local: Callable[[str], Path]
 ) -> ClassLists:
-    """Class names from the public bucket; where nothing is published, from the variant in `local(dataset)`.
+    """Class names from the public bucket; where nothing ever was published, from the variant in `local(dataset)`.
 
     Args:
         public: opens the public bucket; called when it is first needed.
@@ -76,13 +85,11 @@ def published_classes(
 
     @cache
     def lists(dataset: str) -> list[list[str]]:
-        store = public()
         try:
-            versions = [version] if version else [info.id for info in list_versions(store, dataset)]
-            return [read_version(store, dataset, identity)[1].classes for identity in versions]
+            return class_lists(public(), dataset, version)
         except NotFound:
             try:
-                return [read_manifest(local(dataset)).classes]
+                return [read_manifest(local(dataset)).classes] if version is None else []
             except CorruptManifest:
                 return []
 

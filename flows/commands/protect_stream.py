@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Generator, Iterator
-from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from flows import console
 from flows.commands import common
@@ -14,8 +12,6 @@ from flows.commands import common
 if TYPE_CHECKING:
     from storage.croissant import About
     from storage.manifest import Manifest
-    from storage.objects import ObjectStore
-    from tasks.protect_checks import Readable
 
 
 def run(
@@ -31,7 +27,7 @@ def run(
 
     Raises:
         UsageError: no surrogate is given, or one of other classes; another data set's name than the variant has; or
-            what lies there is the test split, or protected already.
+            what lies there is the test split, or protected already; or the target is not the public bucket.
         DmcpError: as `flows.protect_stream.run_protect_stream`.
     """
     from flows.commands.protect import ready_key, ready_surrogate
@@ -46,7 +42,7 @@ def run(
             "From s3:// to s3:// no surrogate is trained: that takes the whole variant.",
             "Train one on a part that fits (dmcp train PART --test TEST) and name its model.pt: --surrogate FILE",
         )
-    manifest = _manifest(source, dataset)
+    manifest = _manifest(source, target, dataset)
     name = manifest.dataset
     params = common.params_for(name, {"protect": common.parse_sets(sets)}).protect
     key_id = ready_key(name)
@@ -59,46 +55,27 @@ def run(
     _tell(name, target, report, metrics)
 
 
-def _manifest(source: str, wanted: str | None) -> Manifest:
+def _manifest(source: str, target: str, wanted: str | None) -> Manifest:
     """What is to be protected, as the manifest in the bucket has it.
 
     Raises:
-        UsageError: another name is wanted than the variant has, or it is the test split, or protected already.
+        UsageError: another name is wanted than the variant has, or it is the test split, or protected already; or the
+            target is not where this installation publishes.
     """
-    from storage.addresses import open_address, read_remote_manifest
+    from storage.addresses import open_address, open_public_address, read_remote_manifest
     from storage.errors import UsageError
     from storage.settings import settings
     from tasks.protect_checks import check_clean, check_split
 
     with common.object_store():
+        open_public_address(settings(), target)
         place = open_address(settings(), source)
         manifest = read_remote_manifest(place)
         if wanted not in (None, manifest.dataset):
             raise UsageError(f"{source} holds the data set {manifest.dataset}, not {wanted}.", "Leave --dataset out.")
         check_split(manifest, source)
-        check_clean(manifest, source, lambda name: _arriving(place, name))
+        check_clean(manifest, source, lambda name: common.arriving(place, name))
     return manifest
-
-
-@contextmanager
-def _arriving(place: ObjectStore, name: str) -> Iterator[Readable]:
-    """A shard as it comes, for as long as the block lasts. Raises NotFound at the first byte where there is none."""
-    with closing(cast("Generator[bytes, None, None]", place.stream(name, block=1 << 16))) as blocks:
-        yield _Arriving(blocks)
-
-
-class _Arriving:
-    """Blocks of bytes, read as a file is."""
-
-    def __init__(self, blocks: Iterator[bytes]) -> None:
-        self._blocks, self._rest = blocks, b""
-
-    def read(self, size: int, /) -> bytes:
-        """The next bytes, fewer than asked for at the end only."""
-        while len(self._rest) < size and (block := next(self._blocks, b"")):
-            self._rest += block
-        found, self._rest = self._rest[:size], self._rest[size:]
-        return found
 
 
 def _tell(name: str, target: str, report: Path, metrics: dict[str, Any]) -> None:

@@ -36,7 +36,11 @@ def up() -> None:
         found = stack.up(settings(), tell)
     console.finished(
         "The local stack runs, reachable from this machine only.",
-        [(_TITLES[service.name], _place(service)) for service in found] + [("logs", _logs())],
+        [
+            *((_TITLES[service.name], _place(service)) for service in found),
+            ("every night", "02:00 UTC, what dmcp run published is brought up to date, and published where it grew"),
+            ("logs", _logs()),
+        ],
         [*_first_steps(), "dmcp run, dmcp request SOURCE, dmcp restore REQUEST OUT", "dmcp down stops it"],
     )
 

@@ -16,7 +16,7 @@ from storage.audit import open_audit_log
 from storage.croissant import About
 from storage.errors import NotProtected, PublicationConflict, VersionsOverlap
 from storage.manifest import Manifest, read_manifest, write_manifest
-from storage.objects import open_store
+from storage.objects import ObjectStore, open_store
 from storage.png import encode_png
 from storage.settings import settings
 from storage.shards import Sample, write_shard
@@ -202,3 +202,23 @@ def test_a_publication_that_is_refused_removes_nothing(variants: list[Path]) -> 
         assert store.exists(key)
         publish_folder.fn(str(variants[0]), "pets")
         assert not store.exists(key)
+
+
+def test_a_withdrawal_that_was_cut_off_is_on_record(variants: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    first = publish_folder.fn(str(variants[0]), "pets")["id"]
+    with monkeypatch.context() as patch:
+        patch.setattr(ObjectStore, "delete", lambda *_: 1 / 0)
+        dmcp("withdraw", f"pets@{first}", code=1)
+    assert publish.was_withdrawn("pets"), "else it is published again at night"
+    assert public() == {first}
+    dmcp("withdraw", f"pets@{first}")
+    assert set(withdrawn()) == {first}
+
+
+def test_at_night_nothing_is_published_to_a_store_that_does_not_have_it(variants: list[Path]) -> None:
+    with object_store():
+        assert not pipeline._is_here("pets"), "there is not even a bucket"
+        first = publish_folder.fn(str(variants[0]), "pets")["id"]
+        assert pipeline._is_here("pets")
+        dmcp("withdraw", f"pets@{first}")
+        assert not pipeline._is_here("pets")

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from flows import access, attempt, restore, restore_shards
+from flows.publish import take_back
 from flows.restore import restore_variant, serve_request
 from flows.services import object_store
 from storage.audit import open_audit_log
@@ -32,6 +33,7 @@ from storage.errors import (
     public_text,
 )
 from storage.keys import open_vault
+from storage.manifest import read_manifest, write_manifest
 from storage.objects import ObjectStore, open_store
 from storage.png import decode_png
 from storage.registry import Grant, Registry
@@ -375,6 +377,19 @@ def test_without_any_published_version_no_class_can_be_told(place: Place) -> Non
     with pytest.raises(OutOfScope, match="no published version"):
         serve_request(request_id)
     assert place.used() == [0]
+
+
+def test_classes_of_a_withdrawn_version_are_not_forgotten(place: Place) -> None:
+    """Copies of it are restored, and the version that took its place may have given its numbers to other classes."""
+    place.grant(classes=["cat"])
+    take_back(open_store(settings(), "public"), place.toy, place.publish())
+    request_id = place.submit(place.files(place.pngs), dataset=place.toy)
+    assert serve_request(request_id)["restored"] == 3
+    variant = place.folder / "variant"
+    write_manifest(variant, read_manifest(variant).model_copy(update={"classes": ["dog", "cat"]}))
+    publish_variant(variant, open_store(settings(), "public"), place.toy)
+    with pytest.raises(OutOfScope, match="its versions disagree"):
+        serve_request(place.submit(place.files(place.pngs, "again"), dataset=place.toy))
 
 
 def test_a_grant_for_samples_of_a_version(place: Place) -> None:

@@ -390,6 +390,8 @@ def test_by_command(source: str, prefect_api: str, monkeypatch: pytest.MonkeyPat
     assert "--surrogate names one" in dmcp("protect", source, target, *named, "--set", "surrogate.epochs=1", code=2)
     for folder, why in (("protected", "protected already"), ("test", "never protected")):
         assert why in dmcp("protect", placed(Path("data/sample", folder)), target, *named, code=2)
+    for elsewhere in (bucket("target"), f"{target}/photos"):
+        assert f"publishes, {target}: no grant" in " ".join(dmcp("protect", source, elsewhere, *named, code=2).split())
     assert "both addresses" in dmcp("protect", source, str(tmp_path), code=2)
     assert "dmcp publish" in dmcp("protect", "data/sample/clean", "out", "--contact", "me@example.org", code=2)
     said = dmcp("protect", source, target, "--surrogate", str(SURROGATE), "--contact", "me@example.org")

@@ -9,7 +9,7 @@ from storage.manifest import Manifest, read_manifest, write_manifest
 from storage.objects import ObjectStore
 from storage.overlaps import overlapping, remove_leftovers, remove_unnamed, withdraw
 from storage.publication import publish, pull
-from storage.versions import list_payloads, list_versions, read_channel, shard_key, version_key
+from storage.versions import class_lists, list_payloads, list_versions, read_channel, shard_key, version_key
 from tests.services import make_variant
 
 
@@ -42,7 +42,7 @@ def test_a_version_is_taken_back_and_the_others_stay_whole(store: ObjectStore, t
     assert pull(store, "tiny", tmp_path / "out", first).id == first
     assert read_channel(store, "tiny") is None, "it was the latest"
     left = {o.key for o in store.list(f"tiny/versions/{grown}/")}
-    assert left == {version_key("tiny", grown, name) for name in ("LICENSE", "payloads.jsonl")}
+    assert left == {version_key("tiny", grown, name) for name in ("LICENSE", "classes.json", "payloads.jsonl")}
     assert list_payloads(store, "tiny") == [version_key("tiny", grown, "payloads.jsonl")]
     assert [store.exists(shard_key("tiny", s)) for s in larger.shards] == [True] * len(manifest.shards) + [False] * 2
     with pytest.raises(NotFound):
@@ -132,3 +132,24 @@ def list_of_ids(store: ObjectStore) -> list[str]:
         return [version.id for version in list_versions(store, "tiny")]
     except NotFound:
         return []
+
+
+def test_names_of_classes_outlive_a_withdrawal(store: ObjectStore, tmp_path: Path) -> None:
+    with pytest.raises(NotFound):
+        class_lists(store, "tiny")
+    first, manifest = published(store, tmp_path / "a")
+    other = make_variant(tmp_path / "b", seed=50).model_copy(update={"classes": ["one less"]})
+    write_manifest(tmp_path / "b", other)
+    second = publish(tmp_path / "b", store, "tiny").id
+    both = sorted([manifest.classes, ["one less"]])
+    assert sorted(class_lists(store, "tiny")) == both
+    withdraw(store, "tiny", first)
+    assert sorted(class_lists(store, "tiny")) == both, "copies of it are restored, and hold nothing but numbers"
+    assert class_lists(store, "tiny", first) == [manifest.classes]
+    store.put_bytes(version_key("tiny", "0" * 16, "LICENSE"), b"of a publication that was cut off")
+    store.put_bytes(version_key("tiny", "0" * 16, "README.md"), b"likewise")
+    assert sorted(class_lists(store, "tiny")) == both
+    store.delete(version_key("tiny", first, "classes.json"))
+    with pytest.raises(CorruptManifest, match=f"tiny@{first} was withdrawn, and nothing says"):
+        class_lists(store, "tiny")
+    assert class_lists(store, "tiny", second) == [["one less"]]

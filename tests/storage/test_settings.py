@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from storage.errors import SettingsError
+from storage.objects import open_store
 from storage.settings import settings
 
 
@@ -28,3 +29,18 @@ def test_a_long_or_no_secret_for_sessions_is_taken(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("DMCP_GATEWAY_SECRET", given)
     secret = settings().gateway_secret
     assert (secret.get_secret_value() if secret is not None else "") == given
+
+
+def test_what_is_restored_does_not_lie_where_anyone_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DMCP_S3_PUBLIC_BUCKET", "dmcp-private")
+    with pytest.raises(SettingsError, match="DMCP_S3_PUBLIC_BUCKET and DMCP_S3_PRIVATE_BUCKET name one bucket"):
+        settings()
+
+
+def test_on_aws_a_bucket_of_the_default_name_is_not_taken_for_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DMCP_S3_ENDPOINT", "https://s3.eu-central-1.amazonaws.com")
+    monkeypatch.setenv("DMCP_S3_PUBLIC_BUCKET", "mine")
+    assert open_store(settings(), "public").bucket == "mine"
+    with pytest.raises(SettingsError, match=r"dmcp-private at .* may be anybody's") as error:
+        open_store(settings(), "private")
+    assert "DMCP_S3_PRIVATE_BUCKET" in error.value.cure
