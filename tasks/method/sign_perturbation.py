@@ -39,6 +39,7 @@ class SignParameters:
         momentum: of the accumulated gradient.
         smoothing: standard deviation, in pixels, of the Gaussian that smooths each gradient; 0: none.
         flips: whether every other step of each network sees the images mirrored from left to right.
+        shift: each step sees the images moved by up to so many pixels, down or up and sideways; 0: as they are.
         library: target images a class; their mean activations are the target.
         batch_size: images at once; part of the parameters because floating point results depend on it.
     """
@@ -51,6 +52,7 @@ class SignParameters:
     momentum: float = 1.0
     smoothing: float = 1.0
     flips: bool = False
+    shift: int = 0
     library: int = 100
     batch_size: int = 250
 
@@ -66,6 +68,7 @@ class SignParameters:
             ("rate", self.rate, 1e-4, 10),
             ("momentum", self.momentum, 0, 1),
             ("smoothing", self.smoothing, 0, 8),
+            ("shift", self.shift, 0, 64),
             ("library", self.library, 1, 10_000),
             ("batch_size", self.batch_size, 1, 10_000),
         ):
@@ -105,6 +108,8 @@ class SignPerturbation:
         self.target_class = derangement(len(library), derangement_seed)
         self.means = torch.from_numpy(library.mean(1)).to(device)
         self.bands = bands(len(library), band_seed)
+        # The same for every image, so that bytes do not depend on batches. Nothing about them is secret.
+        self.moves = np.random.RandomState(0).randint(-parameters.shift, parameters.shift + 1, (parameters.steps, 2))
 
     def perturb(self, images: Images, labels: NDArray[np.int64], seeds: list[bytes]) -> Images:
         """uint8 [n, h, w, 3] to the perturbed images: a sample moves by the amplitude, or not where it can not."""
@@ -150,12 +155,24 @@ class SignPerturbation:
         # Half a step of 1/255 of slack: sums of floats miss the ends by less.
         return change * ((moved > -0.5 / 255) & (moved < 255.5 / 255))
 
-    def _loss(self, point: torch.Tensor, target: torch.Tensor, step: int = -1) -> torch.Tensor:
+    def _loss(self, point: torch.Tensor, target: torch.Tensor, step: int) -> torch.Tensor:
         rounds, turn = divmod(step, len(self.features))
-        found = self.features[turn](point.flip(3) if self.parameters.flips and rounds % 2 else point)
+        seen = point.flip(3) if self.parameters.flips and rounds % 2 else point
+        found = self.features[turn](moved(seen, *self.moves[step]) if self.parameters.shift else seen)
         if self.logits:
             return F.cross_entropy(found, target, reduction="sum")
         return (found - self.means[target]).norm(dim=1).sum()
+
+
+def moved(images: torch.Tensor, down: int, right: int) -> torch.Tensor:
+    """Images [n, c, h, w] moved by so many pixels, zeros where nothing was; as those who train on them crop them.
+
+    A perturbation that holds under the transformations of a training is an expectation over them (Athalye et al., ICML
+    2018); one draw a step is enough, since momentum averages over the steps.
+    """
+    height, width = images.shape[2:]
+    down, right = (int(np.clip(by, 1 - side, side - 1)) for by, side in ((down, height), (right, width)))
+    return F.pad(images, (right, -right, down, -down))
 
 
 def smoothed(values: torch.Tensor, std: float) -> torch.Tensor:

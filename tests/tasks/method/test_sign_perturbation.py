@@ -10,7 +10,7 @@ from storage.errors import ParameterError
 from tasks.method import signs
 from tasks.method.perturbation import Features, build_library
 from tasks.method.profiles import LeftOut
-from tasks.method.sign_perturbation import PATTERNS, SignParameters, SignPerturbation, smoothed
+from tasks.method.sign_perturbation import PATTERNS, SignParameters, SignPerturbation, moved, smoothed
 from tests.tasks.method.images import KINDS, make
 
 SEED = bytes(range(16))
@@ -63,7 +63,7 @@ def build(network: Network, images: Images, per_pixel: int = 1, seed: bytes = SE
 
 def loss(perturbation: SignPerturbation, images: Images) -> float:
     point = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
-    return float(perturbation._loss(point, torch.from_numpy(perturbation.target_class[LABELS])))
+    return float(perturbation._loss(point, torch.from_numpy(perturbation.target_class[LABELS]), 0))
 
 
 @pytest.mark.parametrize("per_pixel", [1, 3])
@@ -150,6 +150,30 @@ def test_every_other_round_is_mirrored(images: Images) -> None:
     unflipped = torch.from_numpy(plain[:, :, ::-1].copy()).permute(0, 3, 1, 2).float() / 255
     cross_entropy = torch.nn.functional.cross_entropy
     assert cross_entropy(network(point), target) < cross_entropy(network(unflipped), target)
+
+
+def test_images_are_moved_with_zeros_behind_them() -> None:
+    values = torch.arange(1.0, 13).reshape(1, 1, 3, 4)
+    assert moved(values, 1, -2)[0, 0].tolist() == [[0, 0, 0, 0], [3, 4, 0, 0], [7, 8, 0, 0]]
+    assert torch.equal(moved(values, 0, 0), values)
+    assert moved(values, -9, 9)[0, 0].tolist() == [[0, 0, 0, 9], [0] * 4, [0] * 4], "one pixel stays"
+
+
+def test_each_step_sees_the_images_moved(images: Images) -> None:
+    """As those see images who crop them at random while they train; whatever the batch, and each step otherwise."""
+    network, seen = Network(True), []
+    made = SignPerturbation(
+        [lambda x: seen.append(x.detach()) or network(x)], np.zeros((5, 1, 5), np.float32),  # type: ignore[func-returns-value]
+        SignParameters(steps=12, shift=2, batch_size=10), logits=True, amplitude=13, per_pixel=1,
+        derangement_seed=SEED, band_seed=SEED,
+    )  # fmt: skip
+    perturbed = made.perturb(images, LABELS, SEEDS)
+    clean = torch.from_numpy(images[:10]).permute(0, 3, 1, 2).float() / 255
+    assert len({tuple(move) for move in made.moves.tolist()}) > 6
+    for x, (down, right) in zip(seen[:12], made.moves, strict=True):
+        assert float((x - moved(clean, down, right)).abs().max()) < 0.06
+    assert np.array_equal(perturbed[10:], made.perturb(images[10:], LABELS[10:], SEEDS[10:]))
+    assert loss(build(network, images), perturbed) < loss(build(network, images), images)
 
 
 def test_the_pattern_alone_tells_classes_and_keys_apart(network: Network, images: Images) -> None:
