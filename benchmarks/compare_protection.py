@@ -6,15 +6,17 @@
 A row is `clean`, or a profile with other parameters than those of params.yaml. Images come from the mirror
 (DMCP_MIRROR). All rows share one surrogate (seed 1000, trained on the same clean images) and one key; everything is
 protected by the real code, sealed, carried and, as always, restored once. What stands in the results already, by row,
-architecture and seed, is not computed again: a run that was stopped goes on. On a CPU one network a core is trained,
-side by side, which is faster than one on all cores.
+architecture and seed, is not computed again: a run that was stopped goes on, if the surrogate that it trains anew is
+the same one bit for bit, as on the same machine. On a CPU one network a core is trained, side by side, which is faster
+than one on all cores.
 """
 
 import argparse
+import hashlib
 import json
 import multiprocessing
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import asdict
 from pathlib import Path
@@ -23,6 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
+from numpy.typing import NDArray
 
 from storage.errors import UsageError
 from storage.files import write_atomic
@@ -40,7 +43,7 @@ from tasks.method.perturbation import build_library
 from tasks.method.profiles import LeftOut
 from tasks.method.seal import DataKey
 from tasks.params import deep_merge, load_params
-from tasks.protect import method_named
+from tasks.protect import Method, method_named, no_targets
 
 KEY = DataKey(bytes(range(32)), "comparison")
 BATCH = 1000
@@ -97,23 +100,37 @@ class Comparison:
         self.training, self.test = load("train", options.images), load("test", 10_000)
         self.path: Path = options.out
         asked = {name: getattr(options, name) for name in ("images", "epochs", "lr", "stem")}
+        asked["snapshots"] = self.snapshots = load_params("cifar10").surrogate.snapshots
         self.results: dict[str, Any] = {"setting": asked, "rows": {}}
         if self.path.exists():
             self.results = json.loads(self.path.read_text())
-        if self.results["setting"] != asked:
+        if asked | self.results["setting"] != asked:  # older files do not say how many snapshots
             raise UsageError(f"{self.path} was made with {self.results['setting']}.", "Write to another file.")
         self._surrogate: list[Normalized] = []
 
     @property
     def surrogate(self) -> list[Normalized]:
-        """Trained on the clean images when it is first asked for; with snapshots, as section `surrogate` says."""
+        """Trained on the clean images when it is first asked for; with snapshots, as section `surrogate` says.
+
+        Raises:
+            UsageError: rows of the results were protected with another one.
+        """
         if not self._surrogate:
             alone = argparse.Namespace(**{**vars(self.options), "threads": None})
-            snapshots = load_params("cifar10").surrogate.snapshots
-            self._surrogate, result = trained(self.training, self.test, "resnet18", 1000, alone, snapshots)
-            self.results["surrogate"] = result.test_accuracy
+            networks, result = trained(self.training, self.test, "resnet18", 1000, alone, self.snapshots)
+            self._put_down(weights_digest(networks))
+            self._surrogate, self.results["surrogate"] = networks, result.test_accuracy
             print(f"surrogate: {result.test_accuracy:.3f}, {result.seconds:.0f} s", flush=True)
         return self._surrogate
+
+    def _put_down(self, digest: str) -> None:
+        """Put down the surrogate by its digest, unless there are rows of another one, or of one that has no digest."""
+        known = self.results.get("surrogate_sha256", "not named")
+        made = [row for row, entry in self.results["rows"].items() if row != "clean" and entry["models"]]
+        if made and known != digest:
+            what = f"{self.path} has {', '.join(made)} with another surrogate (SHA-256 {known}; now {digest})."
+            raise UsageError(what, "Write to another file: a table is of one surrogate.")
+        self.results["surrogate_sha256"] = digest
 
     def protected(self, row: str) -> tuple[LabelledImages, dict[str, Any]]:
         """What is published of a row, and what is to be said of it."""
@@ -122,8 +139,8 @@ class Comparison:
             return self.training, {}
         method, device = method_of(row), resolve_device(settings().device).type
         networks = self.surrogate if method.layer == LOGITS else self.surrogate[-1:]
-        features, wanted = [Features(one.eval(), method.layer) for one in networks], method.perturbation.library
-        library = build_library(features[-1], [list(images[labels == c][:wanted]) for c in range(10)], wanted, device)
+        features = [Features(one.eval(), method.layer) for one in networks]
+        library = self._targets(features[-1], method, device) if method.has_targets else no_targets(10)
         perturber, out, kept, spilled = method.perturber(features, library, KEY, device), [], [], 0
         started = time.perf_counter()
         for first in range(0, len(images), BATCH):
@@ -146,6 +163,11 @@ class Comparison:
             "left_out": len(images) - len(kept),
             "seconds": round(time.perf_counter() - started, 1),
         }
+
+    def _targets(self, features: Features, method: Method, device: str) -> NDArray[np.float32]:
+        wanted = method.perturbation.library
+        members = [list(self.training.images[self.training.labels == c][:wanted]) for c in range(10)]
+        return build_library(features, members, wanted, device)
 
     def run(self) -> None:
         """Fill in what is missing, writing after each model."""
@@ -188,7 +210,17 @@ class Comparison:
         write_atomic(self.path, (json.dumps(self.results, indent=1) + "\n").encode())
 
 
-def method_of(row: str) -> Any:
+def weights_digest(networks: Sequence[torch.nn.Module]) -> str:
+    """SHA-256 (hex) of all that networks have learnt."""
+    digest = hashlib.sha256()
+    for network in networks:
+        for name, value in network.state_dict().items():
+            digest.update(f"{name} {tuple(value.shape)} {value.dtype}\0".encode())
+            digest.update(value.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def method_of(row: str) -> Method:
     """`exact,set.amplitude=8`: a profile, with other values laid over params.yaml's."""
     profile, *changes = row.split(",")
     section: dict[str, Any] = load_params("cifar10").protect.model_dump()

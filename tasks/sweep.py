@@ -20,6 +20,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from storage.errors import InputError, ParameterError, UsageError
+from tasks.noise import welch
 
 SWEEP_FILE = Path("sweep.yaml")
 Value = int | float | str | bool | None
@@ -148,13 +149,15 @@ def nested(values: Mapping[str, Any]) -> dict[str, Any]:
     return whole
 
 
-def _trial(usual: Mapping[str, Value], values: Mapping[str, Value]) -> Trial:
+def _trial(usual: Mapping[str, Value], asked: Mapping[str, Value]) -> Trial:
+    # 1 and 1.0 are one parameter, and two digests: the default is always written as params.yaml has it.
+    values = {name: usual[name] if value == usual[name] else value for name, value in asked.items()}
     changed = {name: value for name, value in values.items() if value != usual[name]}
     # The digest tells trials apart whose short names are alike, and those made when other defaults were in force.
     digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:6]
     words = [f"{name.rsplit('.', 1)[-1]}-{value}" for name, value in changed.items()] or ["default"]
     name = re.sub(r"[^a-zA-Z0-9.]+|\.{2,}", "-", "-".join([*words, digest]))  # it becomes a name of git's
-    return Trial(name=name.strip("-."), values=dict(values), changed=changed)
+    return Trial(name=name.strip("-."), values=values, changed=changed)
 
 
 # --- which wins ------------------------------------------------------------------------------------------------------
@@ -241,10 +244,7 @@ def says(sweep: Sweep) -> str:
     metrics = best.metrics or {}
     what = ", ".join(f"{name}={_text(value)}" for name, value in best.trial.changed.items()) or "the defaults"
     first = f"Lowest peak accuracy at {sweep.bound:g} dB or more: {what}, with {_percent(metrics, sweep.objective)} %"
-    close = _within_noise(sweep, best)
-    if not close:
-        return f"{first} and {metrics['psnr']:.1f} dB."
-    return f"{first} and {metrics['psnr']:.1f} dB. Not told apart from it by so few seeds: {', '.join(close)}."
+    return f"{first} and {metrics['psnr']:.1f} dB.{_noise_says(sweep, best)}"
 
 
 def into_page(page: str, table: str, name: str = "sweep") -> str:
@@ -271,7 +271,7 @@ def _row(sweep: Sweep, outcome: Outcome) -> list[str]:
     elif not meets(outcome, sweep.bound):
         said.append(f"below {sweep.bound:g} dB")
     accuracy, psnr = _percent(outcome.metrics, sweep.objective), f"{outcome.metrics['psnr']:.1f}"
-    seeds = outcome.metrics.get("n")
+    seeds = _seeds(outcome, sweep.objective)
     return [*values, accuracy, psnr, "-" if seeds is None else f"{seeds:.0f}", ", ".join(said)]
 
 
@@ -280,23 +280,38 @@ def _percent(metrics: Mapping[str, float], objective: str) -> str:
     return f"{100 * metrics[objective]:.1f}" + ("" if spread is None else f" ± {100 * spread:.1f}")
 
 
-def _within_noise(sweep: Sweep, best: Outcome) -> list[str]:
-    """Trials that meet the bound and lie within two standard errors of the difference to the best one."""
-    return [
-        outcome.trial.name
-        for outcome in ranked(sweep.outcomes, sweep.objective, sweep.bound)
-        if outcome.trial != best.trial and meets(outcome, sweep.bound) and _alike(sweep.objective, outcome, best)
-    ]
+def _noise_says(sweep: Sweep, best: Outcome) -> str:
+    """Which trials that meet the bound can not be told from the best one: sentences, each after a space."""
+    order = [o for o in ranked(sweep.outcomes, sweep.objective, sweep.bound) if meets(o, sweep.bound)]
+    close = [o for o in order if o.trial != best.trial and _alike(sweep.objective, o, best)]
+    if not close:
+        return ""
+    lone = [o.trial.name for o in (best, *close) if _squared_error(o, sweep.objective) is None]
+    text = f" Not told apart from it by so few seeds: {', '.join(o.trial.name for o in close)}."
+    return f"{text} Of one seed, which tells nothing of the spread: {', '.join(lone)}." if lone else text
 
 
 def _alike(objective: str, one: Outcome, other: Outcome) -> bool:
-    variance = 0.0
-    for metrics in (one.metrics or {}, other.metrics or {}):
-        if f"{objective}_std" not in metrics or "n" not in metrics:
-            return False
-        variance += metrics[f"{objective}_std"] ** 2 / metrics["n"]
+    """Whether Welch's 95 % interval of the difference holds zero; what has one seed can not be told apart."""
     assert one.metrics is not None and other.metrics is not None
-    return abs(one.metrics[objective] - other.metrics[objective]) <= 2 * variance**0.5
+    errors = [_squared_error(outcome, objective) for outcome in (one, other)]
+    known = [error for error in errors if error is not None]
+    if len(known) < len(errors):
+        return True
+    seeds = [round(_seeds(outcome, objective) or 0) for outcome in (one, other)]
+    return abs(one.metrics[objective] - other.metrics[objective]) <= welch(known, seeds)
+
+
+def _squared_error(outcome: Outcome, objective: str) -> float | None:
+    """Of the objective's mean over the seeds; None for one seed."""
+    spread, seeds = (outcome.metrics or {}).get(f"{objective}_std"), _seeds(outcome, objective)
+    return spread**2 / seeds if spread is not None and seeds and seeds > 1 else None
+
+
+def _seeds(outcome: Outcome, objective: str) -> float | None:
+    """How many the objective rests on; `n` where it has no count of its own."""
+    metrics = outcome.metrics or {}
+    return metrics.get(f"{objective}_n", metrics.get("n"))
 
 
 def _short(sweep: Sweep) -> list[str]:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from tasks.evidence.protections import Protected
 
 NONE = "none"
-CODE = ("tasks/evidence/cells.py", "tasks/learning")
+CODE = ("tasks/evidence/cells.py", "tasks/evidence/images.py", "tasks/learning", "tasks/method")
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,9 @@ are among them, so the folders are their owner's only (0700). All of it can be d
 """
 
 import hashlib
+import os
 import shutil
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,9 @@ from tasks.variants import load_arrays
 
 KEPT = 24
 """Folders of images that are kept, the ones used last."""
+
+NEEDED_SECONDS = 2 * 24 * 3600
+"""A folder that was used since then is kept in any case: an evaluation that still runs may come back to it."""
 
 CODE = ("tasks/evidence/images.py", "tasks/variants.py", "storage/png.py")
 
@@ -37,7 +42,8 @@ class ImageSet:
     count: int
 
     def load(self) -> LabelledImages:
-        """Images and labels."""
+        """Images and labels. The folder is marked as just used."""
+        os.utime(self.folder)
         return LabelledImages(np.load(self.folder / "images.npy"), np.load(self.folder / "labels.npy"))
 
     def rows(self) -> NDArray[np.int64]:
@@ -74,13 +80,19 @@ def image_folder(home: Path, digest: str) -> Path:
 
 
 def forget_old(home: Path) -> None:
-    """Remove the folders of images that were used longest ago."""
-    parent = home / "images"
-    folders = (
-        sorted((f for f in parent.iterdir() if f.is_dir()), key=lambda f: f.stat().st_mtime) if parent.exists() else []
-    )
-    for folder in folders[:-KEPT]:
-        shutil.rmtree(folder, ignore_errors=True)
+    """Remove the folders of images that were used longest ago, but none that a run may still need."""
+    used = {folder: _last_used(folder) for folder in (home / "images").glob("*/")}
+    for folder in sorted(used, key=lambda one: used[one])[:-KEPT]:
+        if used[folder] < time.time() - NEEDED_SECONDS:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _last_used(folder: Path) -> float:
+    """When a set in the folder was asked for; 0.0 where another run is removing it."""
+    try:
+        return max(place.stat().st_mtime for place in (folder, *folder.glob("*/")))
+    except FileNotFoundError:
+        return 0.0
 
 
 @dataclass(frozen=True)

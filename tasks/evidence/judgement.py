@@ -3,18 +3,18 @@
 A treatment brings accuracy *back* when a network trained on the treated protected images comes more than half of the
 way from what it reaches on protected images as they are to what clean images give under the same treatment. Both the
 last epoch and the best one count, each against its like: who stops early enough gets the best. The way is a contrast
-of means with a 95 % interval (`tasks.noise`); where the interval holds half of the way, the finding is open.
+of means with a 95 % interval (`tasks.noise`); where the interval holds half of the way, the finding is open. A row of
+one seed is taken to spread as the rows of this report do that have several.
 """
 
 from dataclasses import dataclass
 from typing import Literal
 
 from tasks.evidence.records import CLEAN
-from tasks.evidence.tables import Book, Score
-from tasks.noise import Difference, contrast
+from tasks.evidence.tables import Book, Epoch, Score
+from tasks.noise import Difference
 
 Finding = Literal["undone", "perhaps", "holds", "no gap"]
-Epoch = Literal["last", "best"]
 
 
 @dataclass(frozen=True)
@@ -56,23 +56,23 @@ def judge(book: Book, protection: str, countermeasure: str = "none", attack: str
     clean = same or book.get(CLEAN)
     if plain is None or treated is None or clean is None:
         return None
-    both = [_at(epoch, protection, plain, treated, clean, same is not None) for epoch in ("last", "best")]
+    epochs: tuple[Epoch, ...] = ("last", "best")
+    both = [_at(book, epoch, plain, treated, clean, same is not None) for epoch in epochs]
     return max(both, key=lambda effect: (_RANK[effect.finding], -1.0 if effect.way is None else effect.way))
 
 
 _RANK: dict[Finding, int] = {"no gap": 0, "holds": 1, "perhaps": 2, "undone": 3}
 
 
-def _at(epoch: Epoch, protection: str, plain: Score, treated: Score, clean: Score, same: bool) -> Effect:
-    p, t, c = (score.last_by_seed if epoch == "last" else score.peak_by_seed for score in (plain, treated, clean))
-    n_test = max(1, plain.n_test)
-    gap = contrast([(1, c), (-1, p)], n_test)
-    effect = contrast([(1, t), (-1, p)], n_test)
-    beyond = contrast([(1, t), (-0.5, p), (-0.5, c)], n_test)
+def _at(book: Book, epoch: Epoch, plain: Score, treated: Score, clean: Score, same: bool) -> Effect:
+    gap = book.contrast(epoch, [(1, clean), (-1, plain)])
+    effect = book.contrast(epoch, [(1, treated), (-1, plain)])
+    beyond = book.contrast(epoch, [(1, treated), (-0.5, plain), (-0.5, clean)])
+    short = book.contrast(epoch, [(1, clean), (-1, treated)])
     way = effect.value / gap.value if gap.value > 0 and not gap.within_noise else None
     return Effect(
-        protection=protection, plain=plain, treated=treated, clean=clean, same_treatment=same, epoch=epoch,
-        finding=_finding(way, beyond), way=way, beyond=beyond, effect=effect, short=contrast([(1, c), (-1, t)], n_test),
+        protection=plain.cell.protection, plain=plain, treated=treated, clean=clean, same_treatment=same, epoch=epoch,
+        finding=_finding(way, beyond), way=way, beyond=beyond, effect=effect, short=short,
     )  # fmt: skip
 
 

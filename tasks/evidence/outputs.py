@@ -12,8 +12,9 @@ The metrics are numbers at the top level, accuracies as shares, for each protect
 NAME_last and NAME_peak (means over the seeds), NAME_worst_countermeasure and NAME_best_adaptive (the highest peak that
 a countermeasure or an attack came to), NAME_psnr in dB. And of the protection that is section `protect` of params.yaml:
 `objective`, its mean peak accuracy without countermeasure (lower is better), `objective_std` (of a sample, over the
-seeds), `n` (seeds) and `psnr`; `strongest` and `strongest_std`, the same of the treatment that serves a thief best: for
-each seed the highest peak of training plainly, with a countermeasure, or after an attack.
+seeds), `n` (seeds) and `psnr`; `strongest`, `strongest_std` and `strongest_n`, the same of the treatment that serves a
+thief best: for each seed that the treatments have, the highest peak of training plainly, with a countermeasure, or
+after an attack.
 """
 
 import io
@@ -80,7 +81,8 @@ def figures(evidence: Evidence, judged: str | None) -> dict[str, float]:
     if own and judged is not None:
         found |= {"n": len(own), "psnr": psnr[judged]}
         found |= _spread("objective", [r.peak_test_accuracy for r in own])
-        found |= _spread("strongest", _strongest(evidence, judged, own))
+        strongest = _strongest(evidence, judged, own)
+        found |= _spread("strongest", strongest) | {"strongest_n": len(strongest)}
     return {name: round(value, 6) for name, value in found.items()}
 
 
@@ -90,13 +92,13 @@ def _spread(name: str, values: Sequence[float]) -> dict[str, float]:
 
 
 def _strongest(evidence: Evidence, judged: str, own: Sequence[CellResult]) -> list[float]:
-    """For each seed of the protection's main rows that its treated rows have too, the highest peak; else of all."""
+    """The highest peak of each seed that the protection's treated rows have, or of all where nothing was tried."""
     treated = [
         r
         for r in evidence.cells
         if r.cell.protection == judged and (r.cell.countermeasure, r.cell.attack) != ("none", "none")
     ]
-    seeds = {r.cell.seed for r in treated} & {r.cell.seed for r in own} or {r.cell.seed for r in own}
+    seeds = {r.cell.seed for r in treated or own}
     return [max(r.peak_test_accuracy for r in [*own, *treated] if r.cell.seed == seed) for seed in sorted(seeds)]
 
 

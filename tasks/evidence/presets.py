@@ -1,9 +1,9 @@
 """Presets: which cells an evaluation has. Section `evidence` of params.yaml, and the list of cells that it means.
 
 A preset says how many images, how every network is trained, and which rows there are. The **main rows** (each
-protection, plainly trained, with every seed) come first; then come the **side rows**, with `side_seeds`:
-countermeasures, attacks by one who knows the algorithm, other networks, and shares. `of` names the protections that a
-kind of side row is made for.
+protection, plainly trained, with every seed) come first; then come the **side rows**, with `side_seeds` (some of the
+seeds, so that each has a main row to stand beside): countermeasures, attacks by one who knows the algorithm, other
+networks, and shares. `of` names the protections that a kind of side row is made for.
 
 `clean` stands for no protection. NAME-recovered stands for what an authorised user gets back of what NAME protects.
 Names of countermeasures, attacks and networks are checked when the cells are made, where torch may be imported.
@@ -63,11 +63,18 @@ class PresetParams(_Section):
     key_trials: int = Field(ge=0, description="wrong keys, swapped payloads ... for each protection; 0: none")
     protections: list[str] = Field(min_length=1, description="main rows: clean, names of `protections`, NAME-recovered")
     seeds: list[int] = Field(min_length=1, description="of the main rows")
-    side_seeds: list[int] = Field(min_length=1, description="of the other rows")
+    side_seeds: list[int] = Field(min_length=1, description="of the other rows: some of `seeds`")
     countermeasures: NamedRows
     attacks: NamedRows
     architectures: NamedRows
     shares: ShareRows
+
+    @model_validator(mode="after")
+    def _beside_main_rows(self) -> "PresetParams":
+        alone = sorted(set(self.side_seeds) - set(self.seeds))
+        if alone and any(cells for group, cells in cells_of(self).items() if group != MAIN):
+            raise ValueError(f"side_seeds has {alone[0]}, which is not one of `seeds`: no main row to compare with")
+        return self
 
     def used(self) -> list[str]:
         """Protections that some row needs, without clean and without -recovered, in the order they are named."""

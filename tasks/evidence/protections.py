@@ -28,19 +28,20 @@ from tasks.evidence.images import CODE as IMAGES_CODE
 from tasks.evidence.images import ImageSet, Split, image_folder, write_set
 from tasks.evidence.measures import Rows, measured
 from tasks.evidence.records import ProtectionFacts
-from tasks.learning.device import resolve_device
-from tasks.method.perturbation import Perturbation, build_library
+from tasks.learning.device import enough_memory, resolve_device
+from tasks.method.perturbation import Features, Perturbation, build_library
 from tasks.method.profiles import LeftOut, Recovered
 from tasks.method.seal import DataKey
-from tasks.protect import Method, method_named, one_thread, surrogate_features
+from tasks.protect import Method, method_named, no_targets, one_thread, surrogate_features
 from tasks.restore import restore_images
 
 CHUNK = 1000
 """Images that one thread works on; decides bytes, because floating point sums depend on the batches it is cut into."""
 
 CODE = (
-    *IMAGES_CODE, "tasks/evidence/protections.py", "tasks/protect.py", "tasks/restore.py", "tasks/method",
-    "tasks/models_io.py", "tasks/learning/features.py", "tasks/learning/models.py", "tasks/learning/device.py",
+    *IMAGES_CODE, "tasks/evidence/protections.py", "tasks/evidence/measures.py", "tasks/quality.py", "tasks/protect.py",
+    "tasks/restore.py", "tasks/method", "tasks/models_io.py", "tasks/learning/features.py", "tasks/learning/fitting.py",
+    "tasks/learning/kernels.py", "tasks/learning/models.py", "tasks/learning/device.py",
 )  # fmt: skip
 
 Progress = Callable[[int, int], None]
@@ -165,11 +166,14 @@ class _Work:
         self.data = clean.images.load()
         self.method: Method = method_named(plan.section)
         features = surrogate_features(surrogate.path.resolve(), self.method.layer, device)
-        wanted = self.method.perturbation.library
         one_thread()
-        members = [list(self.data.images[self.data.labels == c][:wanted]) for c in range(len(clean.classes))]
-        library = build_library(features[-1], members, wanted, device)
+        library = self._targets(features[-1], device) if self.method.has_targets else no_targets(len(clean.classes))
         self.perturber: Perturbation = self.method.perturber(features, library, key, device)
+
+    def _targets(self, features: Features, device: str) -> NDArray[np.float32]:
+        wanted, classes = self.method.perturbation.library, len(self.clean.classes)
+        members = [list(self.data.images[self.data.labels == c][:wanted]) for c in range(classes)]
+        return build_library(features, members, wanted, device)
 
     def run(self, folder: Path, workers: int, progress: Progress) -> Protected:
         started, total, done, lock = time.monotonic(), len(self.data.images), 0, threading.Lock()
@@ -190,7 +194,8 @@ class _Work:
         one_thread()
         images, labels, key = self.data.images[rows], self.data.labels[rows], self.key
         ids = [key.image_id(self.clean.split, self.clean.keys[row]) for row in rows]
-        perturbed = self.perturber.perturb(images, labels, [key.image_seed(i) for i in ids])
+        with enough_memory():
+            perturbed = self.perturber.perturb(images, labels, [key.image_seed(i) for i in ids])
         fitted = self.method.profile.fit(images, perturbed)
         kept = [n for n, one in enumerate(fitted) if not isinstance(one, LeftOut)]
         looks = [one for one in fitted if not isinstance(one, LeftOut)]

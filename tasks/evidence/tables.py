@@ -4,13 +4,16 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
+from typing import Literal
 
 from tasks.evidence.presets import RECOVERED
 from tasks.evidence.records import CLEAN, Cell, CellResult, Evidence
 from tasks.metrics import Stat
+from tasks.noise import Difference, contrast
 
 PLUS_MINUS = "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}"
 Key = tuple[str, str, str, str, float, bool]
+Epoch = Literal["last", "best"]
 
 
 @dataclass(frozen=True)
@@ -29,25 +32,19 @@ class Score:
         """Of weights, order and augmentation."""
         return [result.cell.seed for result in self.results]
 
-    @property
-    def last_by_seed(self) -> list[float]:
-        """Test accuracies after the last epoch."""
-        return [result.test_accuracy for result in self.results]
-
-    @property
-    def peak_by_seed(self) -> list[float]:
-        """Test accuracies after the best epoch."""
-        return [result.peak_test_accuracy for result in self.results]
+    def by_seed(self, epoch: Epoch) -> list[float]:
+        """Test accuracies after this epoch."""
+        return [r.test_accuracy if epoch == "last" else r.peak_test_accuracy for r in self.results]
 
     @property
     def last(self) -> Stat:
         """Test accuracy after the last epoch."""
-        return _stat(self.last_by_seed)
+        return _stat(self.by_seed("last"))
 
     @property
     def peak(self) -> Stat:
         """Test accuracy after the best epoch."""
-        return _stat(self.peak_by_seed)
+        return _stat(self.by_seed("best"))
 
     @property
     def train(self) -> Stat:
@@ -126,6 +123,14 @@ class Book:
             if found := self.get(name, share=share, rest_only=True):
                 return found
         return None
+
+    def contrast(self, epoch: Epoch, terms: Sequence[tuple[float, Score]]) -> Difference:
+        """The weighted sum of mean accuracies; a score of one seed is taken to spread as those of several do."""
+        # What came back bit for bit trains the models of the clean images: they count once.
+        distinct = {tuple(result.digest for result in score.results): score for score in self.scores}
+        accuracies = [(weight, score.by_seed(epoch)) for weight, score in terms]
+        n_test = max(1, terms[0][1].n_test)
+        return contrast(accuracies, n_test, [score.by_seed(epoch) for score in distinct.values()])
 
     @property
     def plain(self) -> dict[str, Score]:

@@ -9,7 +9,6 @@ from tasks.evidence import judgement, names, rivals
 from tasks.evidence.judgement import Effect
 from tasks.evidence.records import CLEAN, Evidence, KeyTrial, ProtectionFacts
 from tasks.evidence.tables import Book, Score
-from tasks.noise import contrast
 from tasks.published import PAPER_EPOCHS, PUBLISHED
 from tasks.verdict import interval, percent
 
@@ -28,7 +27,7 @@ def _plain(book: Book, name: str) -> str:
     own = percent(protected.last.mean)
     if clean is None:
         return f"{name}: trained on as published, {own} of the test images are right (best epoch {_peak(protected)})."
-    change = contrast([(-1, clean.last_by_seed), (1, protected.last_by_seed)], max(1, clean.n_test))
+    change = book.contrast("last", [(-1, clean), (1, protected)])
     levels = f"{own}, against {percent(clean.last.mean)} on clean images"
     if change.within_noise:
         return f"{name}: no effect is shown. Trained on as published, {levels} ({interval(change)})."
@@ -176,7 +175,7 @@ def attacks(book: Book) -> list[str]:
         if best is None or protected is None:
             continue
         title = names.treatment(best.cell.countermeasure, best.cell.attack)
-        change = contrast([(-1, protected.peak_by_seed), (1, best.peak_by_seed)], max(1, best.n_test))
+        change = book.contrast("best", [(-1, protected), (1, best)])
         gain = "no more than noise" if change.within_noise else f"{100 * change.value:+.1f} points".replace("-", "−")
         against = f", of {percent(clean.peak.mean)} with clean images" if clean else ""
         sentences.append(
@@ -216,7 +215,7 @@ def shares(book: Book) -> list[str]:
         for share in book.shares:
             mixed, rest = book.get(name, share=share), book.rest(name, share)
             if mixed and rest:
-                change = contrast([(-1, rest.last_by_seed), (1, mixed.last_by_seed)], max(1, mixed.n_test))
+                change = book.contrast("last", [(-1, rest), (1, mixed)])
                 word = "nothing beyond noise" if change.within_noise else f"{100 * change.value:+.1f} points"
                 parts.append(f"{word.replace('-', '−')} at {percent(share, 0)}")
         if parts:
@@ -269,7 +268,10 @@ def uncertainty(book: Book) -> list[str]:
         seeds = f"Every figure is a mean over {counts[0]} seeds, ± the sample standard deviation."
     else:
         seeds = f"Figures are means over {counts[0]} to {counts[-1]} seeds, ± the sample standard deviation"
-        seeds += "; those without a deviation are of one seed." if counts[0] == 1 else "."
+        lone = (
+            "; those without a deviation are of one seed, which intervals and findings take to spread as the others do"
+        )
+        seeds += f"{lone if counts[0] == 1 else ''}."
     n_test = scores[0].n_test
     text = f"{seeds} Accuracies are of {n_test:,} clean test images. The best epoch is chosen by these images"
     return [f"{text}: it is the most an attacker could get, no forecast.", *_scale(book.evidence, setting.dataset)]

@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from tasks.learning.device import at_once
 from tasks.method.patterns import all_bands
 
 Images = NDArray[np.uint8]
@@ -47,7 +48,8 @@ _NOISE, _LEVEL = 4.0, 1e4
 _SAMPLE, _TRIED = 100, 4
 """Images a class that choose its band, among so many that its spectrum prefers."""
 
-_BATCH = 1024
+_BATCH, _PIXELS = 1024, 1 << 20
+"""Most images and pixels at once; so many images a class show its spectrum."""
 
 
 @dataclass(frozen=True)
@@ -100,11 +102,12 @@ class BandFilter:
 
     def portions(self) -> Iterator[tuple[Rows, torch.Tensor]]:
         """All images of the classes that show a band, some at a time: their rows and `signs`."""
+        batch = at_once(_BATCH, _PIXELS, *self.images.shape[1:3])
         for label, band in self.found.items():
             rows = self.members[label]
             if band is not None:
-                for first in range(0, len(rows), _BATCH):
-                    part = rows[first : first + _BATCH]
+                for first in range(0, len(rows), batch):
+                    part = rows[first : first + batch]
                     yield part, self.signs(part, band)
 
     def _expected(self, tiles: torch.Tensor, band: int) -> torch.Tensor:
@@ -175,11 +178,13 @@ class BandFilter:
         """Mean power spectrum of the tiles of each class, float32 [2h, 2w]."""
         window = torch.outer(*(torch.hann_window(s + 2, periodic=False, device=self.device)[1:-1] for s in self.tile))
         window = window / window.square().sum().sqrt()
-        spectra = {}
+        wide, spectra = [2 * s for s in self.tile], {}
         for label, rows in self.members.items():
-            tiles = torch.cat([self._tiles(rows[:_BATCH], corner) for corner in self.corners]).view(-1, *self.tile)
-            found = torch.fft.fft2(tiles * window, s=[2 * s for s in self.tile])
-            spectra[label] = found.abs().square().mean(0).clamp_min(1e-6)
+            total = torch.zeros(wide, device=self.device)
+            for corner in self.corners:  # one at a time: a large image has hundreds
+                tiles = self._tiles(rows[:_BATCH], corner).view(-1, *self.tile)
+                total += torch.fft.fft2(tiles * window, s=wide).abs().square().mean(0)
+            spectra[label] = (total / len(self.corners)).clamp_min(1e-6)
         return spectra
 
     @cached_property

@@ -12,6 +12,7 @@ likelier, and more than a step is not taken. Where the header tells no step (pro
 taken for it.
 """
 
+from collections.abc import Iterator
 from functools import partial
 
 import numpy as np
@@ -20,6 +21,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from tasks.learning.adaptive_carrier import headers_of
+from tasks.learning.device import at_once
 from tasks.method.exact import ExactParameters
 from tasks.method.header import PROFILE_PAPER, Header
 from tasks.method.paper import Geometry
@@ -41,7 +43,8 @@ _POWER = 0.9
 _SNAP = 1.5
 """Slope of the tanh that pulls a shift towards a multiple of the step."""
 
-_BATCH = 256
+_BATCH, _PIXELS = 256, 1 << 18
+"""Most images and pixels at once: spectra and patches take some hundred bytes a pixel."""
 
 
 def subtract_class_average(images: Images, labels: NDArray[np.int64], classes: int, device: torch.device) -> Images:
@@ -57,8 +60,7 @@ def subtract_class_average(images: Images, labels: NDArray[np.int64], classes: i
     median, fine = torch.stack([power for _, power in found]).median(0).values, _fine(images.shape, device)
     for rows, (mean, power) in zip(members, found, strict=True):
         gain = torch.where(fine, (median / power.clamp_min(1e-9)).sqrt().clamp_max(1), 1)
-        for first in range(0, len(rows), _BATCH):
-            part = rows[first : first + _BATCH]
+        for part in _portions(rows, images):
             spectrum = torch.fft.rfft2(_mirrored(_on(images[part], device))) - fine * (mean - overall)
             result[part] = _off(_quarter(torch.fft.irfft2(spectrum * gain, s=_twice(images.shape)), images.shape))
     return result
@@ -67,8 +69,8 @@ def subtract_class_average(images: Images, labels: NDArray[np.int64], classes: i
 def _averages(images: Images, rows: NDArray[np.int64], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean spectrum, complex64, and mean power spectrum of some images, smoothed a little; both [3, 2h, w + 1]."""
     mean, power = torch.zeros(1, device=device), torch.zeros(1, device=device)
-    for first in range(0, len(rows), _BATCH):
-        spectra = torch.fft.rfft2(_mirrored(_on(images[rows[first : first + _BATCH]], device)))
+    for part in _portions(rows, images):
+        spectra = torch.fft.rfft2(_mirrored(_on(images[part], device)))
         mean, power = mean + spectra.sum(0), power + spectra.abs().square().sum(0)
     smooth = F.avg_pool2d(F.pad(power[None] / len(rows), (1, 1, 1, 1), mode="replicate"), 3, 1)[0]
     return mean / len(rows), smooth
@@ -109,8 +111,7 @@ def smooth_blocks(published: Images, images: Images, device: torch.device) -> Im
         groups.setdefault(_blocks(header), []).append(row)
     result = images.copy()
     for (side, step), rows in groups.items():
-        for first in range(0, len(rows), _BATCH):
-            part = rows[first : first + _BATCH]
+        for part in _portions(np.array(rows), images):
             values = _on(images[part], device)
             result[part] = _off(values - _shifts(values, side, step))
     return result
@@ -163,6 +164,12 @@ def _cosine() -> torch.Tensor:
     k = torch.arange(_SIDE)[:, None]
     rows = torch.cos(np.pi * (torch.arange(_SIDE) + 0.5) * k / _SIDE)
     return rows / rows.norm(dim=1, keepdim=True)
+
+
+def _portions(rows: NDArray[np.int64], images: Images) -> Iterator[NDArray[np.int64]]:
+    """The rows in order, some at a time."""
+    batch = at_once(_BATCH, _PIXELS, *images.shape[1:3])
+    yield from (rows[first : first + batch] for first in range(0, len(rows), batch))
 
 
 def _on(images: Images, device: torch.device) -> torch.Tensor:

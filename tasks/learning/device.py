@@ -1,35 +1,67 @@
-"""Where and how exactly networks compute: device, number format, threads.
+"""Where and how exactly networks compute: device, number format, threads, memory.
 
 The CPU computes convolutions in bfloat16 (under autocast, weights stay float32) where the processor has instructions
 for it, the GPU likewise with TF32 for what stays float32. Both are several times faster, and the accuracy of a trained
 network is the same within the noise between seeds.
 """
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Literal, cast
 
 import torch
 
-from storage.errors import ParameterError, SettingsError
+from storage.errors import EnvironmentFault, ParameterError, SettingsError
 
 Precision = Literal["bf16", "fp32"]
 
+DEVICE_ERRORS = (torch.OutOfMemoryError, torch.AcceleratorError)
+
 
 def resolve_device(name: str = "auto") -> torch.device:
-    """The device that a setting names: "auto" (a GPU when there is one), "cpu" or "cuda".
+    """The device that a setting names: "auto" (a GPU when there is one that torch has code for), "cpu" or "cuda".
 
     Raises:
-        SettingsError: another name, or CUDA where torch finds no GPU.
+        SettingsError: another name, or CUDA where torch finds no GPU or has no code for it.
     """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name not in ("cpu", "cuda"):
+    if name not in ("auto", "cpu", "cuda"):
         raise SettingsError(f"The device {name!r} is unknown.", "Set DMCP_DEVICE to auto, cpu or cuda.")
-    if name == "cuda" and not torch.cuda.is_available():
+    found = name != "cpu" and torch.cuda.is_available()
+    if name == "cuda" and not found:
         raise SettingsError("No CUDA device was found.", "Set DMCP_DEVICE=cpu, or check the driver with nvidia-smi.")
-    return torch.device(name)
+    lacking = _lacking() if found else ""
+    if name == "cuda" and lacking:
+        raise SettingsError(lacking, "Set DMCP_DEVICE=cpu, or install a build of torch for this GPU.")
+    if lacking:
+        _note(f"{lacking} Networks compute on the CPU.")
+    return torch.device("cuda" if found and not lacking else "cpu")
+
+
+@cache
+def _note(text: str) -> None:
+    """Say it once a process."""
+    logging.getLogger(__name__).warning(text)
+
+
+def _lacking() -> str:
+    """Why torch can not compute on the GPU that it finds; empty where it can."""
+    major, minor = torch.cuda.get_device_capability()
+    builds = torch.cuda.get_arch_list()
+    if not builds or any(_runs(build, 10 * major + minor) for build in builds):
+        return ""
+    return f"This build of torch ({', '.join(builds)}) has no code for the GPU, of compute capability {major}.{minor}."
+
+
+def _runs(build: str, capability: int) -> bool:
+    """Whether code runs on a GPU: sm_86 on 8.6 up to 8.9, compute_86 (compiled when loaded) on all from 8.6 on."""
+    kind, _, version = build.partition("_")
+    if kind not in ("sm", "compute"):
+        return True  # of another maker, which has no such numbers
+    number = int(version.rstrip("af"))
+    return number <= capability and (kind == "compute" or number // 10 == capability // 10)
 
 
 def resolve_precision(wanted: str, device: torch.device) -> Precision:
@@ -88,6 +120,29 @@ def usable_cores() -> int:
     return min(cores, int(share)) if share.isdigit() and int(share) else cores
 
 
+def at_once(most: int, pixels: int, height: int, width: int) -> int:
+    """How many images of a size to take at once: at most so many, and no more pixels unless one image has them."""
+    return max(1, min(most, pixels // (height * width)))
+
+
+@contextmanager
+def enough_memory() -> Iterator[None]:
+    """Run a block in which networks compute.
+
+    Raises:
+        EnvironmentFault: the GPU's memory is used up.
+    """
+    try:
+        yield
+    except DEVICE_ERRORS as error:
+        if "out of memory" not in str(error):
+            raise
+        raise EnvironmentFault(
+            f"The GPU's memory is used up: {str(error).splitlines()[0]}",
+            "Set a smaller batch_size in params.yaml, fewer networks at once (DMCP_WORKERS), or DMCP_DEVICE=cpu.",
+        ) from error
+
+
 @contextmanager
 def computing(device: torch.device, threads: int | None = None) -> Iterator[int]:
     """Settings of torch for the time of a training: threads, denormals, TF32, no autotuning. Yields the threads.
@@ -98,6 +153,9 @@ def computing(device: torch.device, threads: int | None = None) -> Iterator[int]
     Args:
         threads: of the CPU; None: every usable core. Give cores / processes when several train side by side, and set
             OMP_WAIT_POLICY=PASSIVE before Python starts: waiting threads that spin slow each other down.
+
+    Raises:
+        EnvironmentFault: see `enough_memory`.
     """
     before = torch.get_num_threads()
     cudnn = torch.backends.cudnn
@@ -109,7 +167,8 @@ def computing(device: torch.device, threads: int | None = None) -> Iterator[int]
         cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32 = True, False, True
         torch.backends.cuda.matmul.allow_tf32 = True
     try:
-        yield count
+        with enough_memory():
+            yield count
     finally:
         torch.set_num_threads(before)
         torch.set_flush_denormal(False)

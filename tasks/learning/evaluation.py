@@ -7,9 +7,10 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from tasks.learning.device import Precision, autocast
+from tasks.learning.device import Precision, at_once, autocast
 
-BATCH = 500
+BATCH, PIXELS = 500, 1 << 20
+"""Most images and pixels at once: what a network makes of them has to fit into memory."""
 
 
 @dataclass(frozen=True)
@@ -32,13 +33,15 @@ class Evaluation:
         return flat.reshape(self.classes, self.classes).astype(np.int64)
 
 
-def predict(model: nn.Module, images: torch.Tensor, precision: Precision, batch: int = BATCH) -> torch.Tensor:
+def predict(model: nn.Module, images: torch.Tensor, precision: Precision, most: int = BATCH) -> torch.Tensor:
     """Predicted classes, int64 [N] on the images' device. The model is left in eval mode.
 
     Args:
         images: uint8 [N, H, W, 3] on the model's device.
+        most: images at once.
     """
     model.eval()
+    batch = at_once(most, PIXELS, *images.shape[1:3])
     with torch.inference_mode(), autocast(images.device, precision):
         parts = [model(part.permute(0, 3, 1, 2)).argmax(1) for part in images.split(batch)]
         return torch.cat(parts) if parts else torch.empty(0, dtype=torch.int64, device=images.device)

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from storage.errors import ParameterError
+from tasks.learning.device import DEVICE_ERRORS
 from tasks.learning.kernels import FEW_PIXELS, matmul_convolution, rectify_
 
 
@@ -165,9 +166,11 @@ def _shapes(network: nn.Module, height: int, width: int) -> dict[str, _Shape]:
     try:
         with torch.no_grad():
             network.eval()(torch.zeros(1, 3, height, width, device=device))
+    except DEVICE_ERRORS:
+        raise  # they are RuntimeErrors too, and say nothing of the images
     except RuntimeError as error:
         raise ParameterError(
-            f"Images of {width} x {height} pixels are too small for this network.",
+            f"Images of {width} x {height} pixels are too small for this network ({error}).",
             "Choose another architecture or the stem 'small', or set image_size in params.yaml to scale them.",
         ) from error
     finally:

@@ -110,6 +110,14 @@ def test_no_trial_twice_and_names_that_git_takes(grid: list[dict[str, list[Any]]
         assert made.values.keys() == {name for block in grid for name in block}
 
 
+def test_a_value_that_equals_the_default_is_the_default() -> None:
+    """1 and 1.0 are written otherwise, and nothing is trained twice for that."""
+    found = expand([{"a.smoothing": [0.5, 1, 2], "a.flips": [False, 0]}], {"a": {"smoothing": 1.0, "flips": False}})
+    assert [made.changed for made in found] == [{}, {"a.smoothing": 0.5}, {"a.smoothing": 2}]
+    assert [made.values["a.smoothing"] for made in found] == [1.0, 0.5, 2]
+    assert isinstance(found[0].values["a.smoothing"], float)
+
+
 def test_other_defaults_make_other_names() -> None:
     """An experiment of the same short name that was made under other defaults must not count as done."""
     grid = [{"protect.exact.amplitude": [10], "protect.exact.steps": [3]}]
@@ -227,10 +235,28 @@ def test_the_table_shows_every_trial_in_order() -> None:
 
 
 def test_trials_within_noise_of_the_winner_are_named() -> None:
+    """Two seeds each with equal deviations: 4.3 standard errors of the difference, by Welch."""
     spread = {"objective_std": 0.02, "n": 2.0}
-    near, far = measured("near", 0.23, 26, **spread), measured("far", 0.30, 26, **spread)
+    near, far = measured("near", 0.29, 26, **spread), measured("far", 0.30, 26, **spread)
     text = says(sweep_of(measured("best", 0.21, 26, **spread), near, far))
     assert text.endswith("Not told apart from it by so few seeds: near.")
+
+
+def test_a_trial_of_one_seed_can_not_be_told_apart() -> None:
+    spread = {"objective_std": 0.001, "n": 2.0}
+    best, far = measured("best", 0.21, 26, **spread), measured("far", 0.30, 26, **spread)
+    text = says(sweep_of(best, far, measured("lone", 0.4, 26, n=1.0)))
+    assert text.endswith("few seeds: lone. Of one seed, which tells nothing of the spread: lone.")
+    text = says(sweep_of(measured("winner", 0.2, 26), far))
+    assert text.endswith("few seeds: far. Of one seed, which tells nothing of the spread: winner.")
+
+
+def test_an_objective_may_rest_on_fewer_seeds_than_the_main_rows() -> None:
+    fewer = measured("best", 0.21, 26, objective_std=0.02, n=5.0, objective_n=2.0)
+    near = measured("near", 0.29, 26, objective_std=0.02, n=5.0, objective_n=2.0)
+    sweep = sweep_of(fewer, near)
+    assert says(sweep).endswith("by so few seeds: near.")
+    assert [row[-2] for row in rows(sweep)] == ["2", "2"]
 
 
 def test_parameters_of_one_short_name_keep_their_long_ones() -> None:

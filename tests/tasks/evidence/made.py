@@ -1,5 +1,6 @@
 """Evidence made by code: accuracies that are chosen, with a curve that leads to them."""
 
+import hashlib
 from collections.abc import Iterable
 from typing import Any
 
@@ -15,8 +16,11 @@ def result(
     last = round(accuracy + 0.005 * cell.seed, 6)
     best = max(last, peak or 0.0)
     history = [round(best * part, 6) for part in (0.4, 0.7, 1.0)] + [last]
+    # What came back bit for bit trains the models of the clean images.
+    trained_on = cell.model_copy(update={"protection": "clean"}) if cell.protection.endswith("-recovered") else cell
+    digest = hashlib.sha256(trained_on.model_dump_json().encode()).hexdigest()
     return CellResult(
-        cell=cell, digest="0" * 32, train_accuracy=0.99, test_accuracy=last, peak_test_accuracy=best,
+        cell=cell, digest=digest, train_accuracy=0.99, test_accuracy=last, peak_test_accuracy=best,
         peak_epoch=3 if best > last else EPOCHS, history=history, n_train=n_train, n_test=n_test, seconds=10.0,
         device="cpu", precision="float32",
     )  # fmt: skip

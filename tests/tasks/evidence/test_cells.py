@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from storage.errors import ParameterError
-from tasks.evidence.cells import CellJob, Networks, answer, digest_of, jobs_of, training_images
+from tasks.digests import _sources
+from tasks.evidence.cells import CODE, CellJob, Networks, answer, digest_of, jobs_of, training_images
 from tasks.evidence.images import ImageSet, balanced, protected_rows, write_set
 from tasks.evidence.pool import CellPool
 from tasks.evidence.records import Cell, CellResult
@@ -79,6 +80,11 @@ def test_the_code_counts(sets: dict[str, ImageSet], monkeypatch: pytest.MonkeyPa
     before = digest_of(Cell(protection="exact"), **sets, networks=NETWORKS)
     monkeypatch.setattr(module, "CODE", ("tasks/evidence/cells.py",))
     assert digest_of(Cell(protection="exact"), **sets, networks=NETWORKS) != before
+
+
+def test_the_code_that_draws_shares_and_makes_attacks_counts() -> None:
+    names = {path.as_posix().rpartition("/tasks/")[2] for path in _sources(CODE)}
+    assert {"evidence/images.py", "learning/adaptive_bands.py", "method/patterns.py"} <= names
 
 
 def test_the_same_question_has_one_digest(sets: dict[str, ImageSet]) -> None:

@@ -19,11 +19,14 @@ def test_the_treatment_that_serves_a_thief_best_counts_for_each_seed() -> None:
     assert (metrics["objective"], metrics["objective_std"], metrics["n"]) == (0.25, 0, 3)
     assert metrics["strongest"] == pytest.approx((0.40 + 0.355) / 2)
     assert metrics["strongest_std"] == pytest.approx((0.40 - 0.355) / 2**0.5, abs=1e-6)
+    assert metrics["strongest_n"] == 2
 
 
 def test_where_nothing_was_tried_plain_training_is_the_strongest() -> None:
     metrics = _metrics(cells((0, 1), 0.20, 0.25, protection="exact"))
-    assert (metrics["strongest"], metrics["strongest_std"]) == (metrics["objective"], metrics["objective_std"])
+    for part in ("", "_std"):
+        assert metrics[f"strongest{part}"] == metrics[f"objective{part}"]
+    assert metrics["strongest_n"] == metrics["n"] == 2
     assert "strongest_std" not in _metrics(cells((0,), 0.20, protection="exact"))
 
 

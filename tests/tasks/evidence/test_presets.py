@@ -85,11 +85,20 @@ def test_full_protects_all_the_shares_and_seeds_that_are_asked_for() -> None:
         {"presets": {"a-b": EVIDENCE.presets["tiny"].model_dump()}},
         {"presets": {"a": EVIDENCE.presets["tiny"].model_dump() | {"shares": {"shares": [1.0], "of": ["exact"]}}}},
         {"presets": {"a": EVIDENCE.presets["tiny"].model_dump() | {"seeds": []}}},
+        {"presets": {"a": EVIDENCE.presets["tiny"].model_dump() | {"side_seeds": [0, 3]}}},
     ],
 )
 def test_what_can_not_be_is_refused(change: dict) -> None:
     with pytest.raises(ValidationError):
         EvidenceParams.model_validate(EVIDENCE.model_dump() | change)
+
+
+def test_seeds_of_side_rows_without_a_main_row_are_named() -> None:
+    with pytest.raises(ValidationError, match="side_seeds has 3, which is not one of `seeds`"):
+        preset(seeds=[0, 1], side_seeds=[1, 3])
+    none = {"names": [], "of": []}
+    alone = {"countermeasures": none, "attacks": none, "architectures": none, "shares": {"shares": [], "of": []}}
+    assert preset(seeds=[0, 1], side_seeds=[3], **alone).side_seeds == [3]
 
 
 def test_costs_compare_cells() -> None:

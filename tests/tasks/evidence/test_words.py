@@ -8,6 +8,7 @@ from tasks.evidence.tables import Book
 from tasks.learning.adaptive import ATTACKS
 from tests.tasks.evidence import made
 
+LONE = Cell(protection="exact", architecture="vit_small")
 INVERSE = ATTACKS["learned-inverse"].title
 
 
@@ -128,6 +129,36 @@ def test_an_attack_with_the_algorithm_is_judged_like_a_countermeasure() -> None:
     assert len(best.seeds) == 3
 
 
+def test_a_treatment_of_one_seed_is_judged_by_the_spread_between_seeds() -> None:
+    """The test set alone would tell 30 from 40 % (half of the way); seeds that differ by 7 points do not."""
+
+    def judged(*plain: float) -> str:
+        found = book(
+            [made.result(Cell(protection="clean", seed=seed), 0.6) for seed in range(3)],
+            [made.result(Cell(protection="exact", seed=seed), accuracy) for seed, accuracy in enumerate(plain)],
+            made.cells((0,), 0.3, protection="exact", countermeasure="jpeg-10"),
+        )
+        effect = judgement.judge(found, "exact", "jpeg-10")
+        assert effect is not None
+        return effect.finding
+
+    assert judged(0.2, 0.2, 0.2) == "holds"
+    assert judged(0.13, 0.2, 0.27) == "perhaps"
+
+
+def test_models_that_came_back_bit_for_bit_count_once() -> None:
+    first = book(made.cells((0, 1), 0.6, protection="clean"), made.cells((0, 1, 2), 0.2, protection="exact"))
+    both = Book(
+        made.evidence(
+            [*first.evidence.cells, *made.cells((0, 1), 0.6, protection="exact-recovered"), made.result(LONE, 0.3)]
+        )
+    )
+    single, clean = both.get("exact", architecture="vit_small"), both.get("clean")
+    assert single is not None and clean is not None
+    change = both.contrast("last", [(-1, clean), (1, single)])
+    assert change.high - change.value == pytest.approx(3.1824463 * (0.0000625 / 3 * 1.5) ** 0.5)
+
+
 def test_no_effect_and_a_protection_that_helps_are_said() -> None:
     same = book(made.cells((0,), 0.6, protection="clean"), made.cells((0,), 0.6, protection="exact"))
     assert "exact: no effect is shown" in said(words.plain(same))
@@ -145,7 +176,9 @@ def test_seeds_are_counted_out_loud() -> None:
     assert "mean over 3 seeds, ± the sample standard deviation" in said(words.uncertainty(three_seeds))
     mixed = Book(made.full())
     assert "means over 1 to 3 seeds" in said(words.uncertainty(mixed))
-    assert "those without a deviation are of one seed" in said(words.uncertainty(mixed))
+    assert "are of one seed, which intervals and findings take to spread as the others do." in said(
+        words.uncertainty(mixed)
+    )
 
 
 def test_the_scale_of_the_setting_is_said() -> None:
@@ -199,7 +232,7 @@ def test_the_last_result_of_a_cell_and_seed_counts_and_seeds_rise() -> None:
     score = Book(made.evidence([*found, made.result(Cell(protection="clean", seed=1), 0.7)])).get("clean")
     assert score is not None
     assert score.seeds == [0, 1, 2]
-    assert score.last_by_seed == pytest.approx([0.5, 0.705, 0.51])
+    assert score.by_seed("last") == pytest.approx([0.5, 0.705, 0.51])
     assert score.last.std == pytest.approx(0.1156, abs=1e-3)
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from storage.errors import ParameterError
-from tasks.learning import adaptive_bands
+from tasks.learning import adaptive_bands, adaptive_filters
 from tasks.learning.adaptive import ATTACKS, Attack, Leaked, attack_named, draw_leaked
 from tasks.learning.adaptive_bands import BandFilter, _starts
 from tasks.learning.adaptive_carrier import strip_carrier
@@ -242,6 +242,38 @@ def test_the_known_bands_hold_those_that_the_method_deals_out(classes: int) -> N
     known = {tuple(band) for band in all_bands(classes).tolist()}
     for seed in range(5):
         assert {tuple(band) for band in bands(classes, bytes([seed] * 16)).tolist()} <= known
+
+
+def test_large_images_are_filtered_fewer_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In portions or all at once, up to the rounding of sums."""
+    protected, lengths = photos(8, 32, 32), []
+    whole = [applied(name, protected) for name in ("class-average", "block-smoothing")]
+    on = adaptive_filters._on
+    monkeypatch.setattr(adaptive_filters, "_PIXELS", 2200)  # two images of 32x32
+    monkeypatch.setattr(
+        adaptive_filters, "_on", lambda images, device: lengths.append(len(images)) or on(images, device)
+    )
+    for name, before in zip(("class-average", "block-smoothing"), whole, strict=True):
+        assert error(applied(name, protected), before) < 0.01
+    assert set(lengths) == {2}
+
+
+def test_large_images_lose_their_bands_fewer_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, protected, _ = textured()
+    estimate = BandFilter(strip_carrier(protected.images), protected.labels, CLASSES, CPU)
+    monkeypatch.setattr(adaptive_bands, "_PIXELS", 7 * 24 * 24)
+    assert max(len(rows) for rows, _ in estimate.portions()) == 7
+
+
+def test_a_spectrum_is_the_mean_over_all_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(adaptive_bands, "TILE", 16)
+    _, protected, _ = textured()
+    estimate = BandFilter(protected.images, protected.labels, CLASSES, CPU)
+    rows = estimate.members[1]
+    every = torch.cat([estimate._tiles(rows, corner) for corner in estimate.corners]).view(-1, 16, 16)
+    window = torch.outer(*[torch.hann_window(18, periodic=False)[1:-1]] * 2)
+    power = torch.fft.fft2(every * window / window.square().sum().sqrt(), s=[32, 32]).abs().square().mean(0)
+    torch.testing.assert_close(estimate._spectra[1], power.clamp_min(1e-6))
 
 
 @settings(max_examples=20)

@@ -1,8 +1,17 @@
 import pytest
 import torch
 
-from storage.errors import ParameterError, SettingsError
-from tasks.learning.device import computing, describe_device, resolve_device, resolve_precision, usable_cores
+from storage.errors import EnvironmentFault, ParameterError, SettingsError
+from tasks.learning import device as module
+from tasks.learning.device import (
+    at_once,
+    computing,
+    describe_device,
+    enough_memory,
+    resolve_device,
+    resolve_precision,
+    usable_cores,
+)
 
 
 def test_auto_takes_a_gpu_when_there_is_one() -> None:
@@ -14,6 +23,64 @@ def test_auto_takes_a_gpu_when_there_is_one() -> None:
 def test_cuda_without_a_gpu_is_refused() -> None:
     with pytest.raises(SettingsError, match="DMCP_DEVICE=cpu"):
         resolve_device("cuda")
+
+
+def gpu(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], *builds: str) -> None:
+    """A GPU, and what this build of torch has code for."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: list(builds))
+    module._note.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("capability", "builds"),
+    [
+        ((9, 0), ["sm_80", "sm_90a"]),
+        ((8, 9), ["sm_75", "sm_86"]),
+        ((12, 1), ["sm_100", "sm_120"]),
+        ((13, 0), ["sm_90", "compute_120"]),
+        ((9, 4), ["gfx942"]),
+        ((7, 0), []),
+    ],
+)
+def test_a_gpu_that_torch_has_code_for_is_taken(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], builds: list[str]
+) -> None:
+    gpu(monkeypatch, capability, *builds)
+    assert resolve_device("auto").type == resolve_device("cuda").type == "cuda"
+
+
+@pytest.mark.parametrize(
+    ("capability", "builds"), [((6, 1), ["sm_75", "sm_90"]), ((8, 0), ["sm_86"]), ((7, 0), ["compute_75"])]
+)
+def test_a_gpu_that_torch_has_no_code_for_is_left_alone(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, capability: tuple[int, int], builds: list[str]
+) -> None:
+    gpu(monkeypatch, capability, *builds)
+    assert resolve_device("auto").type == resolve_device("auto").type == "cpu"
+    assert [line.count("Networks compute on the CPU.") for line in caplog.messages] == [1]
+    with pytest.raises(
+        SettingsError, match=rf"no code for the GPU, of compute capability {capability[0]}\."
+    ) as refused:
+        resolve_device("cuda")
+    assert "DMCP_DEVICE=cpu" in refused.value.cure
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory. Tried"), torch.AcceleratorError("CUDA error: out of memory")]
+)
+def test_memory_that_is_used_up_is_said_with_a_cure(error: Exception) -> None:
+    with pytest.raises(EnvironmentFault, match="memory is used up: CUDA") as said, computing(torch.device("cpu")):
+        raise error
+    assert "batch_size" in said.value.cure and "DMCP_DEVICE=cpu" in said.value.cure
+    with pytest.raises(torch.AcceleratorError, match="illegal"), enough_memory():
+        raise torch.AcceleratorError("CUDA error: illegal memory access")
+
+
+@pytest.mark.parametrize(("side", "count"), [(16, 500), (32, 500), (64, 256), (512, 4), (4096, 1)])
+def test_large_images_are_taken_fewer_at_once(side: int, count: int) -> None:
+    assert at_once(500, 1 << 20, side, side) == count
 
 
 def test_unknown_names_are_refused() -> None:

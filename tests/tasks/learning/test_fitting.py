@@ -76,6 +76,18 @@ def test_training_mode_is_kept_and_an_error_undoes_everything() -> None:
 
 def test_images_too_small_are_refused_in_words() -> None:
     network = build_model("vgg11_bn", 4, "imagenet")
-    with pytest.raises(ParameterError, match="16 x 16 pixels are too small"), fitted(network, 16, 16):
+    with pytest.raises(ParameterError, match=r"16 x 16 pixels are too small.*Output size"), fitted(network, 16, 16):
         pass
     assert isinstance(network.features[0], nn.Conv2d)
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), torch.AcceleratorError("CUDA error")])
+def test_a_device_that_fails_is_no_matter_of_the_images(error: Exception) -> None:
+    network = build_model("resnet18", 4, "imagenet")
+
+    def fails(*_: object) -> None:
+        raise error
+
+    network.layer1.register_forward_pre_hook(fails)
+    with pytest.raises(type(error)), fitted(network, 32, 32):
+        pass

@@ -56,7 +56,20 @@ def test_the_reported_accuracies_are_those_of_the_final_network_in_eval_mode() -
     images = torch.from_numpy(TRAINING.images)
     again = evaluate(model, images, torch.from_numpy(TRAINING.labels), CLASSES, "fp32")
     assert again.accuracy == result.train_accuracy
-    assert torch.equal(predict(model, images, "fp32"), predict(model, images, "fp32", batch=7))
+    assert torch.equal(predict(model, images, "fp32"), predict(model, images, "fp32", most=7))
+
+
+@pytest.mark.parametrize(("side", "count", "parts"), [(32, 501, [500, 1]), (512, 9, [4, 4, 1])])
+def test_large_images_are_predicted_fewer_at_once(side: int, count: int, parts: list[int]) -> None:
+    seen = []
+
+    class Counting(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            seen.append(len(images))
+            return torch.zeros(len(images), 2)
+
+    assert len(predict(Counting(), torch.zeros(count, side, side, 3, dtype=torch.uint8), "fp32")) == count
+    assert seen == parts
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
