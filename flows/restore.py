@@ -26,7 +26,7 @@ from flows.release import GrantedKeys, charge, record
 from flows.restore_shards import MENDABLE, Served, asker_of, serve_shards, slot_of
 from flows.services import object_store
 from flows.stage import stage_main
-from flows.sweeper import sweep_work
+from flows.sweeper import remove_results, sweep_work
 from flows.work import Work, place, work_for
 from storage import errors
 from storage.audit import open_audit_log
@@ -44,7 +44,7 @@ from storage.settings import settings
 from storage.shards import ShardInfo
 from tasks.digests import code_digest
 from tasks.request import fetch_index, make_report, put_report
-from tasks.request_index import RequestIndex, RequestReport, attempt_of, request_key
+from tasks.request_index import RequestIndex, RequestReport
 from tasks.request_variants import local_index
 
 CODE = (
@@ -89,7 +89,8 @@ def serve_request(request_id: str, force: bool = False) -> dict[str, Any]:
             try:
                 report, refused = _serve_request(book, request, attempt, store)
             except RequestCancelled:
-                _remove_results(store, request_id)
+                with suppress(DmcpError):
+                    remove_results(store, request_id)
                 raise
     note(f"Request {request_id}: {report.restored:,} images restored, {refused:,} refused.")
     return {"images": report.restored + refused, "restored": report.restored, "refused": refused}
@@ -112,7 +113,7 @@ def _serve_request(book: Registry, request: Request, attempt: Attempt, store: Ob
         attempt.check()
         key = attempt.report = put_report(store, report, attempt.number)
         _raise_if_barred(report)
-        refused = len(report.refused) + len(index.refused)
+        refused = report.refusals + len(index.refused)
         work.discard()  # before the request is done: restored images are left nowhere but in the bucket
         attempt.done(report.restored, refused, key)
     return report, refused
@@ -130,14 +131,6 @@ def _work(request: Request, facts: dict[str, Any], attempt: Attempt) -> Iterator
         yield work
 
 
-def _remove_results(store: ObjectStore, request_id: str) -> None:
-    """What a cancelled request has left in the bucket besides its input."""
-    with suppress(DmcpError):
-        for info in list(store.list(request_key(request_id, ""))):
-            if attempt_of(info.key) or "/result-" in info.key:
-                store.delete(info.key)
-
-
 def _raise_if_lapsed(served: Served) -> None:
     """When all that was restored is of data sets that were barred on the way, the request failed."""
     lapsed = [dataset for dataset in served.barred if dataset in served.released]
@@ -147,11 +140,11 @@ def _raise_if_lapsed(served: Served) -> None:
 
 def _raise_if_barred(report: RequestReport) -> None:
     """When nothing was restored, and all for one reason that owner or requester can mend, the request failed."""
-    kinds = {refusal.error for refusal in report.refused}
+    kinds = report.kinds
     kind = getattr(errors, next(iter(kinds)), Refused) if len(kinds) == 1 else Refused
     if report.restored or not issubclass(kind, MENDABLE):
         return
-    raise kind(f"None of {len(report.refused):,} images was restored. {report.refused[0].reason}", "")
+    raise kind(f"None of {report.refusals:,} images was restored. {report.refused[0].reason}", "")
 
 
 # --- the stage -------------------------------------------------------------------------------------------------------

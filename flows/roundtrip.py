@@ -4,7 +4,6 @@ The published version is fetched as anyone may; without a grant its restoration 
 first shard comes back and is, byte for byte, the shard that the restore stage made.
 """
 
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from flows.engine import flow
 from flows.restore import serve_request
 from flows.services import object_store
 from storage.errors import DmcpError, NotAuthorised, NotFound
-from storage.files import make_private, sha256_file
+from storage.files import make_private, scratch_folder, sha256_file
 from storage.objects import open_store
 from storage.pull import pull
 from storage.registry import Registry
@@ -44,13 +43,13 @@ def round_trip(dataset: str, version: str) -> RoundTrip:
         DmcpError: something else happened than should.
     """
     work = make_private(settings().home_path("work"), "round-trip")
-    with object_store(), access.registry() as book, tempfile.TemporaryDirectory(dir=work) as folder:
-        pulled = pull(open_store(settings(), "public"), dataset, Path(folder, "pulled"), version)
-        shard = sorted(Path(folder, "pulled").glob("*.tar"))[0].name
+    with object_store(), access.registry() as book, scratch_folder(work, "trip-") as folder:
+        pulled = pull(open_store(settings(), "public"), dataset, folder / "pulled", version)
+        shard = sorted((folder / "pulled").glob("*.tar"))[0].name
         token = _visitor(book)
         refusal = _refused(book, token, dataset, version, shard, work)
         with _granted(book, dataset):
-            restored = _restored(book, token, dataset, version, shard, Path(folder))
+            restored = _restored(book, token, dataset, version, shard, folder)
     found = RoundTrip(pulled.samples, refusal, restored)
     note(
         f"Tried: anyone fetches {found.pulled:,} protected images; without a grant: {found.refusal} With one: "

@@ -5,11 +5,13 @@
 
 * An upload to a presigned address: when it was restored and the address is over, else DMCP_UPLOADS_DAYS after it was
   asked for.
+* What was restored for a request that was cancelled: at once, whether a worker was at it or none.
 * The input of a request that is done or cancelled: DMCP_UPLOADS_DAYS after its end.
 * All of a request that ended, report and results too: DMCP_RESULTS_DAYS after its end.
 * Files of no request and no upload (a gateway was killed): when they are older than DMCP_UPLOADS_DAYS.
 * Parts of a file whose upload was cut off: when it was begun before that, and no worker has its request now.
 * HOME/work/restore/REQUEST: when the request is done, cancelled or removed.
+* What commands that were killed left on its way below HOME/work (`scratch_folder`): at once.
 
 0 days keeps it for ever. What is pending or running is never touched: the registry says that a request is over and
 marks it in one step (`storage/registry_queue.py`), and only then its files go. The row stays, with the day of removal;
@@ -25,13 +27,16 @@ from datetime import datetime, timedelta
 from flows.access import PIPELINE_USER
 from storage.database import utc_now
 from storage.errors import NotFound
+from storage.files import remove_abandoned
 from storage.names import REQUEST_ID_PATTERN
 from storage.objects import ObjectStore
 from storage.registry import Registry, Request
 from storage.settings import Settings
-from tasks.request_index import UPLOADS_ROOT, request_key, upload_key
+from tasks.request_index import UPLOADS_ROOT, attempt_of, request_key, upload_key
 
 ACTOR = "sweeper"
+SCRATCH = ("requests", "round-trip")
+"""Below HOME/work: where commands and the trial after a run have images on their way."""
 QUIET = timedelta(hours=1)
 """A worker may take so long to notice that its request was cancelled; its folder stays until then."""
 
@@ -41,6 +46,7 @@ class Swept:
     """How many of each were removed."""
 
     uploads: int = 0
+    cancelled: int = 0
     inputs: int = 0
     requests: int = 0
     strays: int = 0
@@ -69,6 +75,8 @@ def sweep(settings: Settings, registry: Registry, store: ObjectStore, now: datet
     unused, results = _before(moment, settings.uploads_days), _before(moment, settings.results_days)
     done = Swept()
     _uploads(registry, store, unused, done)
+    for request in registry.cancelled_requests():  # before their inputs go, after which they are not looked at
+        done.cancelled += remove_results(store, request.id)
     if unused is not None:
         _inputs(registry, store, unused, done)
     if results is not None:
@@ -87,7 +95,7 @@ def sweep(settings: Settings, registry: Registry, store: ObjectStore, now: datet
 
 
 def sweep_work(registry: Registry, settings: Settings, now: datetime | None = None) -> int:
-    """Remove the work folders of requests that are over for good; how many there were.
+    """Remove the work folders of requests that are over for good and of killed commands; how many there were.
 
     A failed request keeps its own until it is removed: tried again, it goes on from there.
     """
@@ -104,7 +112,16 @@ def sweep_work(registry: Registry, settings: Settings, now: datetime | None = No
         if over or request.removed is not None:
             shutil.rmtree(folder, ignore_errors=True)
             removed += 1
-    return removed
+    return removed + sum(remove_abandoned(settings.home_path("work", name)) for name in SCRATCH)
+
+
+def remove_results(store: ObjectStore, request_id: str) -> bool:
+    """Remove what a cancelled request has left in the bucket besides its input; whether there was anything."""
+    left = [info.key for info in store.list(request_key(request_id, ""))]
+    results = [key for key in left if attempt_of(key) or "/result-" in key]
+    for key in results:
+        store.delete(key)
+    return bool(results)
 
 
 def _before(now: datetime, days: float) -> datetime | None:

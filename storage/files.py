@@ -2,7 +2,8 @@
 
 Everything is written aside, on the same file system, and renamed into place. A reader never sees half a file, and what
 stood there before stays until the new thing is complete. What a killed process left aside is removed: a folder by the
-next process that makes the same one, files by `remove_partials`.
+next process that makes the same one, files by `remove_partials`. Files on their way lie in a `scratch_folder`; what a
+killed process left of those is removed by `remove_abandoned`.
 """
 
 import csv
@@ -117,7 +118,7 @@ def replace_directory(target: Path, marker: str | None = None) -> Iterator[Path]
     with writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(target)
-        holder, lock = _locked_holder(target)
+        holder, lock = _locked_folder(target.parent, f".{target.name}.", ".partial")
         try:
             work = holder / target.name
             work.mkdir()
@@ -126,6 +127,34 @@ def replace_directory(target: Path, marker: str | None = None) -> Iterator[Path]
         finally:
             shutil.rmtree(holder, ignore_errors=True)
             os.close(lock)
+
+
+@contextmanager
+def scratch_folder(root: Path, prefix: str) -> Iterator[Path]:
+    """A new folder `root`/PREFIX*, its owner's only, for the length of the block; `remove_abandoned` spares it so long.
+
+    Raises:
+        DiskFault: the disk is full, or the folder can not be written.
+    """
+    with writing(root):
+        root.mkdir(parents=True, exist_ok=True)
+        folder, lock = _locked_folder(root, prefix)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
+
+
+def remove_abandoned(root: Path) -> int:
+    """Remove the folders in `root` that killed processes left of `scratch_folder`; how many there were."""
+    removed = 0
+    for folder in root.iterdir() if root.is_dir() else ():
+        if folder.is_dir() and (lock := _free_lock(folder)) is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+            os.close(lock)
+            removed += 1
+    return removed
 
 
 def make_private(root: Path, *parts: str) -> Path:
@@ -162,35 +191,47 @@ def _swap(work: Path, target: Path, aside: Path) -> None:
         raise
 
 
-def _locked_holder(target: Path) -> tuple[Path, int]:
-    """A new holder folder and the descriptor that holds its lock (which ends with the process)."""
+def _locked_folder(parent: Path, prefix: str, suffix: str = "") -> tuple[Path, int]:
+    """A new folder and the descriptor that holds its lock (which ends with the process).
+
+    Until the lock is ours another process may take the folder for abandoned; then there is another.
+    """
     while True:
-        holder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
-        lock = os.open(holder, os.O_RDONLY)
+        folder = Path(tempfile.mkdtemp(prefix=prefix, suffix=suffix, dir=parent))
+        try:
+            lock = os.open(folder, os.O_RDONLY)
+        except FileNotFoundError:
+            continue
         with suppress(OSError):  # some network file systems lock no folders: then nothing is ever taken for abandoned
             fcntl.flock(lock, fcntl.LOCK_EX)
-        if holder.exists():  # else another process took it for abandoned before the lock was ours
-            return holder, lock
+        if folder.exists():
+            return folder, lock
         os.close(lock)
+
+
+def _free_lock(folder: Path) -> int | None:
+    """A descriptor that holds the folder's lock; None: it is in use, or gone, or its file system locks no folders."""
+    try:
+        lock = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(lock)
+        return None
+    return lock
 
 
 def _remove_abandoned(target: Path) -> None:
     for holder in target.parent.glob(f".{_escaped(target.name)}.*.partial"):
-        if not holder.is_dir():
+        if not holder.is_dir() or (lock := _free_lock(holder)) is None:
             continue
-        try:
-            lock = os.open(holder, os.O_RDONLY)
-        except OSError:
-            continue
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with suppress(OSError):
             if (holder / REPLACED).exists() and not os.path.lexists(target):
                 (holder / REPLACED).rename(target)
             shutil.rmtree(holder, ignore_errors=True)
-        except OSError:
-            pass  # locked, so in use; or the file system locks no folders
-        finally:
-            os.close(lock)
+        os.close(lock)
 
 
 def _escaped(name: str) -> str:

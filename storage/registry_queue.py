@@ -128,6 +128,11 @@ class QueueBook(RequestBook):
 
     # --- what is over ------------------------------------------------------------------------------------------------
 
+    def cancelled_requests(self) -> Sequence[Request]:
+        """Cancelled requests whose input is still there: as long may lie there what was restored before."""
+        here = Request.input_removed.is_(None), Request.removed.is_(None)
+        return self.all(select(Request).where(Request.state == "cancelled", *here).order_by(Request.finished))
+
     def inputs_over(self, before: datetime, most: int = 1000) -> Sequence[Request]:
         """Requests that are done or cancelled since before this moment, whose input is still there."""
         over = Request.state.in_(("done", "cancelled")), Request.finished < before, Request.kind.in_(SENT)

@@ -25,18 +25,19 @@ and the requester again:
 back, and `tasks/request_index.py` says what lies in the bucket.
 """
 
-import tempfile
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from storage.errors import CorruptManifest, CorruptShard, NotFound
-from storage.files import Progress, sha256_file
+from storage.files import Progress, scratch_folder, sha256_file
 from storage.objects import ObjectStore
 from storage.registry import Request
 from storage.shards import Sample, ShardInfo
 from storage.versions import shard_key
 from tasks.request_index import (
     INDEX_NAME,
+    NAMED_REFUSALS,
     REPORT_NAME,
     InputShard,
     Local,
@@ -97,9 +98,7 @@ def fetch_results(
     """
     check_out(out)
     index, report = read_results(store, request_id)
-    work.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=work, prefix="results-") as name:
-        folder = Path(name)
+    with scratch_folder(work, "results-") as folder:
 
         def fetch(info: ShardInfo) -> Path:
             path = folder / "result.tar"  # one at a time
@@ -187,6 +186,7 @@ def make_report(
         results: the result shards; those without a sample are left out and need not be put.
         restored: keys of the restored samples.
         refused: the others, named by their sample keys. Keys asked for that are in neither are added as not found.
+            The report names the first `NAMED_REFUSALS` of them.
         attempts: which attempt put each result, by its name.
     """
     known = {*restored, *(refusal.name for refusal in refused)}
@@ -195,13 +195,15 @@ def make_report(
         for key in index.keys or ()
         if key not in known
     ]
+    lost = [*refused, *absent]
     return RequestReport(
         request_id=request_id,
         images=index.images,
         restored=sum(info.samples for info in results),
         results=[info for info in results if info.samples],
         attempts=dict(attempts or {}),
-        refused=[*refused, *absent],
+        refused=lost[:NAMED_REFUSALS],
+        unnamed=dict(Counter(refusal.error for refusal in lost[NAMED_REFUSALS:])),
     )
 
 

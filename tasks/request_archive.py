@@ -15,14 +15,14 @@ from storage.errors import CorruptShard
 from storage.manifest import MANIFEST_NAME, Manifest, dump_manifest
 from storage.shards import Sample, ShardFile, ShardInfo, write_shard
 from tasks.request_index import REFUSED_NAME, REPORT_NAME, RequestIndex, RequestReport, result_name
-from tasks.request_results import FetchShard, named_refusals, own_key, refused_table, summary, summary_json
+from tasks.request_results import FetchShard, own_key, refused_table, summary, summary_json
 
 __all__ = ["own_report", "result_files"]
 
 
 def own_report(index: RequestIndex, report: RequestReport) -> RequestReport:
     """The report under the requester's own names, with what was refused on the way in."""
-    return summary(report.request_id, report.restored, [*index.refused, *named_refusals(index, report)])
+    return summary(index, report, report.restored)
 
 
 def result_files(index: RequestIndex, report: RequestReport, fetch: FetchShard) -> Iterator[tuple[str, bytes | Path]]:
@@ -62,7 +62,7 @@ def result_files(index: RequestIndex, report: RequestReport, fetch: FetchShard) 
         manifest = Manifest(dataset=head.dataset, split=head.split, classes=head.classes, shards=written)
         yield MANIFEST_NAME, dump_manifest(manifest)
     mine = own_report(index, report)
-    yield REFUSED_NAME, refused_table(mine.refused)
+    yield REFUSED_NAME, refused_table(mine)
     yield REPORT_NAME, summary_json(mine)
 
 

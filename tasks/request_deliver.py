@@ -5,11 +5,10 @@ manifest comes last, so that whoever finds one finds all of its shards. A delive
 lies there already is not sent again.
 """
 
-import tempfile
 from pathlib import Path
 
 from storage.errors import CorruptManifest, NotFound, ObjectStoreError, UsageError
-from storage.files import Progress
+from storage.files import Progress, scratch_folder
 from storage.manifest import MANIFEST_NAME
 from storage.objects import ObjectStore
 from storage.s3_client import digest_bytes, digest_file
@@ -65,10 +64,10 @@ def deliver_results(
     mine = own_report(index, report)
     _begin(place, summary_json(mine))
     manifest, done = b"", 0
-    with tempfile.TemporaryDirectory(dir=work, prefix="deliver-") as folder:
+    with scratch_folder(work, "deliver-") as folder:
 
         def fetch(info: ShardInfo) -> Path:
-            path = Path(folder, "result.tar")
+            path = folder / "result.tar"
             path.unlink(missing_ok=True)  # it was read: two files lie here at most
             store.get_file(result_key(report, info), path, info.sha256, info.bytes)
             return path

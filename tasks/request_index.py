@@ -14,6 +14,7 @@ index turns them back into names when the results are written, after checking ev
 
 import re
 import unicodedata
+from collections import Counter
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -26,6 +27,8 @@ INDEX_NAME = "input.json"
 REPORT_NAME = "report.json"
 REFUSED_NAME = "refused.csv"
 UPLOADS_ROOT = "uploads"
+NAMED_REFUSALS = 10_000
+"""A report names so many refused images and counts the others: it is read as a whole, however many were asked for."""
 RESERVED = (REPORT_NAME, REFUSED_NAME, "manifest.json")
 """Files that the results' folder holds itself."""
 
@@ -167,7 +170,8 @@ class RequestReport(_Model):
     """`report.json`: what became of a request.
 
     In the bucket `refused` names sample keys, `results` are the result shards, and `attempts` say which attempt put
-    each. The requester's copy names files instead, and counts what was refused on the way in too.
+    each. The requester's copy names files instead, and what was refused on the way in too. Of many refused images the
+    first are named; `unnamed` says how many more there are of each class of error.
     """
 
     format: Literal["dmcp-report/1"] = "dmcp-report/1"
@@ -177,6 +181,18 @@ class RequestReport(_Model):
     results: list[ShardInfo] = []
     attempts: dict[str, int] = {}
     refused: list[RefusedFile]
+    # Left out where nothing is: releases before this one take no field that they do not know.
+    unnamed: dict[str, Annotated[int, Field(ge=1)]] = Field(default={}, exclude_if=lambda counts: not counts)
+
+    @property
+    def refusals(self) -> int:
+        """How many images were refused, named or not."""
+        return len(self.refused) + sum(self.unnamed.values())
+
+    @property
+    def kinds(self) -> dict[str, int]:
+        """How many images were refused by class of error, named or not; the most first."""
+        return dict((Counter(file.error for file in self.refused) + Counter(self.unnamed)).most_common())
 
     @model_validator(mode="after")
     def _consistent(self) -> "RequestReport":

@@ -33,11 +33,20 @@ FetchShard = Callable[[ShardInfo], Path]
 
 @dataclass(frozen=True)
 class Unpacked:
-    """What was written to `out`: how many images, and what is missing and why (under the requester's own names)."""
+    """What was written to `out`, and the report that lies there: how many images, what is missing and why."""
 
     out: Path
-    restored: int
-    refused: list[RefusedFile]
+    report: RequestReport
+
+    @property
+    def restored(self) -> int:
+        """How many images were written."""
+        return self.report.restored
+
+    @property
+    def refused(self) -> list[RefusedFile]:
+        """What is missing and why, under the requester's own names; of very many (`report.unnamed`) the first."""
+        return self.report.refused
 
 
 def read_results(store: ObjectStore, request_id: str) -> tuple[RequestIndex, RequestReport]:
@@ -106,9 +115,10 @@ def unpack_results(
             raise CorruptShard(f"{min(results)} belongs to no input shard.", "Make the request again.")
         if index.variant is not None:
             _write_manifest(folder, index, written)
-        refused = [*index.refused, *named_refusals(index, report)]
-        _write_report(folder, report.request_id, restored, refused)
-    return Unpacked(out, restored, refused)
+        mine = summary(index, report, restored)
+        write_atomic(folder / REFUSED_NAME, refused_table(mine))
+        write_atomic(folder / REPORT_NAME, summary_json(mine))
+    return Unpacked(out, mine)
 
 
 def check_out(out: Path) -> None:
@@ -179,24 +189,31 @@ def _targets(index: RequestIndex) -> dict[str, str]:
     }
 
 
-def _write_report(folder: Path, request_id: str, restored: int, refused: list[RefusedFile]) -> None:
-    write_atomic(folder / REFUSED_NAME, refused_table(refused))
-    write_atomic(folder / REPORT_NAME, summary_json(summary(request_id, restored, refused)))
-
-
-def refused_table(refused: list[RefusedFile]) -> bytes:
-    """`refused.csv`."""
+def refused_table(report: RequestReport) -> bytes:
+    """`refused.csv`: a line for each file that the report names, then one for each kind that has more."""
     table = io.StringIO(newline="")
     writer = csv.writer(table, lineterminator="\n")
     writer.writerow(("name", "error", "reason"))
-    writer.writerows((r.name, r.error, r.reason) for r in refused)
+    writer.writerows((r.name, r.error, r.reason) for r in report.refused)
+    writer.writerows(("", error, and_more(count)) for error, count in report.unnamed.items())
     return table.getvalue().encode()
 
 
-def summary(request_id: str, restored: int, refused: list[RefusedFile]) -> RequestReport:
-    """The requester's copy of the report: under own names, without the result shards."""
-    images = restored + len(refused)
-    return RequestReport(request_id=request_id, images=images, restored=restored, refused=refused)
+def and_more(count: int) -> str:
+    """For people, where refused images of a kind are counted and not named."""
+    return f"and {count:,} more, which are counted and not named"
+
+
+def summary(index: RequestIndex, report: RequestReport, restored: int) -> RequestReport:
+    """The requester's copy of the report: under own names, with what was refused on the way in, without shards."""
+    refused = [*index.refused, *named_refusals(index, report)]
+    return RequestReport(
+        request_id=report.request_id,
+        images=restored + len(refused) + sum(report.unnamed.values()),
+        restored=restored,
+        refused=refused,
+        unnamed=report.unnamed,
+    )
 
 
 def summary_json(report: RequestReport) -> bytes:

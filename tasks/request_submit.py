@@ -10,13 +10,12 @@ is put, the registry is asked whether there is a request of this id, and what li
 an id nothing is ever removed here, since it may be the other's by now; the sweeper removes what belongs to no request.
 """
 
-import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from storage.errors import Conflict, DmcpError, NoGrant, NotFound, OutOfScope, UsageError
-from storage.files import Progress
+from storage.files import Progress, scratch_folder
 from storage.objects import ObjectStore
 from storage.registry import Registry, User, new_request_id
 from storage.shards import ShardInfo
@@ -91,8 +90,7 @@ def hand_in(
     """
     published = None if in_place else parse_published(source)
     check_grants(registry, user, published[0] if published else dataset)
-    work.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=work, prefix="request-") as name:
+    with scratch_folder(work, "request-") as folder:
         if published is not None:
             index = published_index(open_public(public), *published, subset)
         elif in_place:
@@ -102,12 +100,12 @@ def hand_in(
         else:
             if look:
                 check_protected(Path(source), limits)
-            index = pack_source(Path(source), Path(name), shard_size, limits, progress, shown).index
+            index = pack_source(Path(source), folder, shard_size, limits, progress, shown).index
         dataset = _known_dataset(index) or dataset
         grant = None
         if dataset is not None:
             grant = authorise_images(registry, user.id, dataset, version_of(index), index.images)
-        uploads = _Uploads(registry, store, Path(name), request_id or new_request_id(), shared=request_id is not None)
+        uploads = _Uploads(registry, store, folder, request_id or new_request_id(), shared=request_id is not None)
         shown = shown or str(source)
         return uploads.record(user, index, shown, dataset, subset, grant.id if grant else None, progress)
 

@@ -89,7 +89,7 @@ class Client:
         return self._get(Me, "/me")
 
     def rotate_token(self) -> str:
-        """A new token; all others of the caller's, this client's too, are worth nothing from now on."""
+        """A new token, which ends when this client's would have; all others of the caller's are worth nothing now."""
         return _parsed(NewToken, self.connection.call("POST", "/me/token")).token
 
     def tokens(self) -> Iterator[TokenInfo]:

@@ -296,7 +296,10 @@ def _described_results(client: Client, job: Job, identity: str) -> tuple[Request
     refused = [RefusedFile(name=r.name, error=r.error, reason=r.reason) for r in own.refused]
     refused += [RefusedFile(name=r.name, error=r.error, reason=r.reason) for r in job.state.left]
     index = parse_index(client.index(identity)).model_copy(update={"refused": refused})
-    return index, RequestReport(request_id=identity, images=own.images, restored=own.restored, refused=[])
+    report = RequestReport(
+        request_id=identity, images=own.images, restored=own.restored, refused=[], unnamed=own.unnamed
+    )
+    return index, report
 
 
 def _with_results(report: RequestReport, results: Results) -> RequestReport:
@@ -317,7 +320,7 @@ def _done_before(out: Path, asked: State) -> Unpacked | None:
         report = parse_report((out / REPORT_NAME).read_bytes())
         if report.request_id == job.state.restoration:
             job.remove()
-            return Unpacked(out, report.restored, list(report.refused))
+            return Unpacked(out, report)
     return None
 
 

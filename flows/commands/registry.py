@@ -86,6 +86,7 @@ def sweep() -> None:
     kept = [(name, f"{days:g} days" if days else "for ever") for name, days in _kept(conf)]
     rows = [
         ("uploads", done.uploads),
+        ("cancelled requests' results", done.cancelled),
         ("inputs of requests that are over", done.inputs),
         ("requests with their results", done.requests),
         ("files that belonged to nothing", done.strays),

@@ -31,7 +31,7 @@ def request(
         str,
         typer.Argument(
             metavar="SOURCE",
-            help="Folder of PNGs, folder of shards, tar, zip, one PNG, or a published DATASET[@VERSION].",
+            help="Folder of PNGs, folder of shards, tar, zip, one PNG, or a published DATASET\\[@VERSION].",
         ),
     ],
     token: Annotated[
@@ -42,7 +42,7 @@ def request(
     ] = None,
     subset: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Of a published version: only these sample keys or shards, one a line."),
+        typer.Option(metavar="FILE", help="Of a published version: only these keys (000000123) or shards, one a line."),
     ] = None,
     dataset: Annotated[str | None, typer.Option(help="The data set the images belong to, if you know.")] = None,
     in_place: Annotated[
@@ -153,12 +153,14 @@ def restore(
 ) -> None:
     """Have a request restored and fetch the result: images under their own names, report.json and refused.csv.
 
-    A worker restores it where one runs (dmcp up), else this process does. A request that failed is tried again.
+    A worker restores it where one runs (dmcp up), else this process does. A request that failed is tried again. What
+    was restored is fetched as long as a grant covers it, as often as is wished; each time is put on record.
 
     Exit code: 0 when the request was served, even if some images were refused (they are listed, with the reason); 7
     when all of them were refused; 5 without the key, 6 without a grant that is in force, 8 for an unknown request.
     """
     from flows.dispatch import serve
+    from flows.handout import hand_out
     from storage.addresses import is_address
     from storage.files import make_private
     from storage.objects import open_store
@@ -173,6 +175,7 @@ def restore(
     with common.object_store():
         with console.waiting("Restoring") as tell:
             serve(settings(), request_id, tell, force)
+        hand_out(settings(), request_id, str(Path(out).resolve()))
         with console.progress("Fetching the result") as progress:
             work = make_private(settings().home_path("work"), "requests")
             done = fetch_results(open_store(settings(), "private"), request_id, Path(out), work, progress)
@@ -182,6 +185,7 @@ def restore(
 def _restore_to(request_id: str, address: str, force: bool) -> None:
     """`restore` to an address, a shard at a time."""
     from flows.dispatch import serve
+    from flows.handout import hand_out
     from storage.addresses import open_private_address
     from storage.files import make_private
     from storage.objects import open_store
@@ -193,10 +197,11 @@ def _restore_to(request_id: str, address: str, force: bool) -> None:
         check_place(place, request_id)
         with console.waiting("Restoring") as tell:
             serve(settings(), request_id, tell, force)
+        hand_out(settings(), request_id, address)
         with console.progress("Delivering the result") as progress:
             work = make_private(settings().home_path("work"), "requests")
             mine = deliver_results(open_store(settings(), "private"), request_id, place, work, progress)
-    refused = f", {len(mine.refused):,} refused" if mine.refused else ""
+    refused = f", {mine.refusals:,} refused" if mine.refusals else ""
     where = [("images", address), ("report", place.where("report.json"))]
     console.finished(f"Request {request_id}: {mine.restored:,} images restored{refused}.", where)
     if mine.refused and not mine.restored:
@@ -205,15 +210,18 @@ def _restore_to(request_id: str, address: str, force: bool) -> None:
 
 def tell_unpacked(what: str, done: Unpacked) -> None:
     """What came back of `what`, and why the rest did not. Raises typer.Exit(7) when nothing did."""
+    from tasks.request_results import and_more
+
     if done.refused:
         groups: dict[tuple[str, str], list[str]] = {}
         for refusal in done.refused:
             groups.setdefault((refusal.error, _general(refusal.reason, refusal.name)), []).append(refusal.name)
         rows = [(len(names), error, reason, names[0]) for (error, reason), names in groups.items()]
+        rows += [(count, error, and_more(count), "") for error, count in done.report.unnamed.items()]
         rows.sort(key=lambda row: -row[0])
         console.table(("refused", "kind", "reason", "for example"), rows, right=("refused",))
     out = console.shown(done.out)
-    refused = f", {len(done.refused):,} refused" if done.refused else ""
+    refused = f", {done.report.refusals:,} refused" if done.refused else ""
     where = [("report", f"{out}/report.json")]
     if done.restored:
         where.insert(0, ("images", out))

@@ -4,20 +4,20 @@ Before any image leaves (or an address from which it could be fetched), the gran
 looked at again, and the download is put on record. No grant in force, or no entry in the audit log: no data.
 
 A download holds one of the seats that its user has (`workspace.py`), and ends when nobody takes it (`transfers.py`).
+Report and index take one too: they are read as a whole, and of a large request fill much memory.
 """
 
 import logging
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Response
 from fastapi import Path as InPath
 from fastapi import Request as Call
-from sqlalchemy import select
 from starlette.responses import StreamingResponse
 from zipstream import ZipStream
 
@@ -28,12 +28,11 @@ from flows.gateway.queries import own_restoration
 from flows.gateway.schemas import Page, Report, ResultFile
 from flows.gateway.state import Gateway, GatewayState
 from flows.gateway.transfers import Download, OutOfRange, part_of
+from flows.handout import check_grants, record_download
 from storage.database import utc_now
-from storage.errors import Conflict, CorruptManifest, CorruptShard, NoGrant, NotFound, ServiceError
+from storage.errors import Conflict, CorruptManifest, CorruptShard, NotFound, ServiceError
 from storage.objects import ObjectStore
-from storage.policies import Asked, first_refusal
 from storage.registry import Request, User
-from storage.registry_models import Charge, Grant
 from storage.registry_queue import check_kept
 from storage.shards import ShardInfo
 from tasks.request import fetch_index
@@ -53,17 +52,22 @@ def _binary(kind: str, what: str) -> dict[int | str, dict[str, Any]]:
 
 @router.get("/{restoration_id}/report", responses=problems(404, 409, 410, 422))
 def get_report(restoration_id: RequestPath, user: Caller, gateway: GatewayState) -> Report:
-    """Show what became of each image, under the requester's own names; 409 as long as it is not known."""
+    """Show what became of the images, under the requester's own names; 409 as long as it is not known.
+
+    Of very many refused images the first are named, all are counted.
+    """
     request = own_restoration(gateway.registry, user, restoration_id)
-    report = _report(gateway.private, request)
-    return Report.model_validate(own_report(_index(gateway, request), report), from_attributes=True)
+    with gateway.uploads.seat(user.id):
+        report = _report(gateway.private, request)
+        return Report.model_validate(own_report(_index(gateway, request), report), from_attributes=True)
 
 
 @router.get("/{restoration_id}/index", responses=problems(404, 409, 410, 422))
 def get_index(restoration_id: RequestPath, user: Caller, gateway: GatewayState) -> RequestIndex:
     """Show under which name which sample of the result shards was handed in: what a client needs to unpack them."""
-    index: RequestIndex = _index(gateway, own_restoration(gateway.registry, user, restoration_id))
-    return index
+    request = own_restoration(gateway.registry, user, restoration_id)
+    with gateway.uploads.seat(user.id):
+        return _index(gateway, request)
 
 
 @router.get("/{restoration_id}/results", responses=problems(403, 404, 409, 410, 422))
@@ -146,27 +150,26 @@ def get_archive(restoration_id: RequestPath, user: Caller, gateway: GatewayState
     """Fetch all restored images in one zip, under the requester's own names, with the report."""
     download = _released(gateway, user, restoration_id)
     request, report = download.request, download.report
-    index = _index(gateway, request)
     _record(gateway, download, "archive", {"images": report.restored, "shards": len(report.results)})
-    content = _begun(_zipped(gateway, request, index, report))
+    content = _begun(_zipped(gateway, request, report))
     headers = {"Content-Disposition": f'attachment; filename="restored-{request.id[:8]}.zip"'}
     return Download(content, media_type="application/zip", headers=headers)
 
 
-def _zipped(gateway: Gateway, request: Request, index: RequestIndex, report: RequestReport) -> Iterator[bytes]:
+def _zipped(gateway: Gateway, request: Request, report: RequestReport) -> Iterator[bytes]:
     """The archive, piece by piece. A grant that is revoked meanwhile ends it at the next shard."""
     with gateway.uploads.desk(request.user_id) as desk:
         desk.take(2 * max((shard.bytes for shard in report.results), default=0))
         path = desk.folder / "result.tar"
 
         def fetch(shard: ShardInfo) -> Path:
-            _check_grants(gateway, request)
+            check_grants(gateway.registry, request)
             path.unlink(missing_ok=True)  # it was read: two files lie here at most, for which space is taken
             gateway.private.get_file(result_key(report, shard), path, shard.sha256, shard.bytes)
             return path
 
         archive = ZipStream()
-        for name, content in result_files(index, report, fetch):
+        for name, content in result_files(_index(gateway, request), report, fetch):
             archive.add(content if isinstance(content, bytes) else _blocks(content), name)
             yield from archive.all_files()
             if isinstance(content, Path):
@@ -222,50 +225,8 @@ def _released(gateway: Gateway, user: User, restoration_id: str) -> Handout:
     if request.state != "done":
         raise Conflict(f"The restoration is {request.state}.", "Wait until it is done.")
     report = _report(gateway.private, request)
-    datasets = _check_grants(gateway, request) if report.results else []
+    datasets = check_grants(gateway.registry, request) if report.results else []
     return Handout(request, report, datasets)
-
-
-def _check_grants(gateway: Gateway, request: Request) -> list[str]:
-    """See that what was restored is covered now, and name the data sets it is of.
-
-    Raises:
-        NotAuthorised: a grant that it was restored under does not hold any more, and no other covers as much.
-    """
-    charged = select(Charge.grant_id).where(Charge.request_id == request.id)
-    used = gateway.registry.all(select(Grant).where(Grant.id.in_(charged)))
-    now = utc_now()
-    for grant in used:
-        if grant.in_force(now) or _is_covered(gateway, request, grant, now):
-            continue
-        refusal = first_refusal(Asked(request.user, grant.dataset, grant.version, 0, now, grant))
-        raise refusal.error if refusal else NoGrant("The grant does not hold any more.", "Ask its owner.")
-    if used:
-        return sorted({grant.dataset for grant in used})
-    if request.dataset is None:
-        raise NoGrant("It is not on record under which grant this was restored.", "Make the request again.")
-    gateway.registry.authorise(request.user_id, request.dataset, version=_version(request))
-    return [request.dataset]
-
-
-def _is_covered(gateway: Gateway, request: Request, old: Grant, now: datetime) -> bool:
-    """Whether another grant in force covers all that the old one did."""
-    others = gateway.registry.list_grants(request.user.name, old.dataset)
-    return any(
-        other.in_force(now)
-        and other.version in (None, old.version, _version(request))
-        and _holds_all(other.classes, old.classes)
-        and _holds_all(other.samples, old.samples)
-        for other in others
-    )
-
-
-def _holds_all(bound: list[str] | None, before: list[str] | None) -> bool:
-    return bound is None or (before is not None and set(before) <= set(bound))
-
-
-def _version(request: Request) -> str | None:
-    return request.source.rpartition("@")[2] if request.kind == "published" else None
 
 
 def _report_key(request: Request) -> str:
@@ -302,9 +263,6 @@ def _spoilt(what: str) -> ServiceError:
 
 
 def _record(gateway: Gateway, download: Handout, subject: str, details: dict[str, Any]) -> None:
-    """Put a download on record, for the owners of all data sets that it is of."""
+    """Put a download on record, in the name of the user whose it is."""
     request = download.request
-    for dataset in download.datasets:
-        gateway.audit.record(
-            request.user.name, "download", dataset=dataset, request_id=request.id, subject=subject, details=details
-        )
+    record_download(gateway.audit, request, download.datasets, request.user.name, subject, details)

@@ -105,6 +105,20 @@ def test_a_folder_comes_back_under_its_own_names(site: Served, holiday, tmp_path
     assert not job_folder(tmp_path / "out").exists()
 
 
+def test_what_is_not_named_is_counted(site: Served, holiday, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tasks.request.NAMED_REFUSALS", 1)
+    folder, expected = holiday
+    bad = altered(samples("protected")[min(samples("protected"))].png)
+    for number in range(3):
+        (folder / f"bad{number}.png").write_bytes(bad)
+    (folder / "notes.txt").write_text("no image")
+    with site.client() as client:
+        done = site.serving(lambda: restore(client, folder, tmp_path / "out"))
+    assert images(tmp_path / "out") == expected
+    assert {r.name for r in done.refused} == {"bad0.png", "notes.txt"}
+    assert (done.restored, done.report.refusals, done.report.unnamed) == (40, 4, {"AlteredImage": 2})
+
+
 def test_a_folder_of_shards_comes_back_as_shards(site: Served, tmp_path: Path) -> None:
     with site.client() as client:
         site.serving(lambda: restore(client, settings().data_path("sample", "protected"), tmp_path / "out"))

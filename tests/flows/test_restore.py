@@ -1,5 +1,6 @@
 """Restore requests, served by the real flow over the real object store, registry and vault."""
 
+import json
 import random
 import shutil
 import sqlite3
@@ -11,11 +12,24 @@ from uuid import uuid4
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from flows import access
+from flows.cli import app
 from flows.protect import run_protect
 from flows.restore import serve_request
-from storage.errors import GrantExpired, GrantRevoked, NoGrant, NotFound, UnknownKey, UsageError, WorkspaceBusy
+from storage.audit import AuditEntry, AuditLog, open_audit_log
+from storage.errors import (
+    BadToken,
+    EnvironmentFault,
+    GrantExpired,
+    GrantRevoked,
+    NoGrant,
+    NotFound,
+    UnknownKey,
+    UsageError,
+    WorkspaceBusy,
+)
 from storage.files import sha256_file
 from storage.keys import open_vault
 from storage.manifest import read_manifest, write_manifest
@@ -227,4 +241,80 @@ def test_a_request_is_served_once(requester: Requester, tmp_path: Path) -> None:
         serve_request(request_id)
     serve_request(request_id, force=True)
     with pytest.raises(UsageError):
+        serve_request(request_id)
+
+
+# --- fetched by who has the machine ----------------------------------------------------------------------------------
+
+
+def downloads(request_id: str) -> list[AuditEntry]:
+    with open_audit_log(settings()) as log:
+        return list(log.entries(action="download", request_id=request_id))
+
+
+@pytest.mark.parametrize("to", ["folder", "address"])
+def test_what_is_fetched_by_command_is_granted_and_on_record(requester: Requester, tmp_path: Path, to: str) -> None:
+    """As over the gateway: once more each time, and not after the grant was revoked."""
+
+    def fetched(name: str) -> str:
+        here = str(tmp_path / name)
+        return here if to == "folder" else f"s3://{settings().s3_private_bucket}/{requester.name}-{name}"
+
+    request_id = requester.submit(loose(tmp_path, {"a.png": next(iter(samples("protected").values())).png}))
+    serve_request(request_id)
+    assert CliRunner().invoke(app, ["restore", request_id, fetched("one")]).exit_code == 0
+    (entry,) = downloads(request_id)
+    assert (entry.actor, entry.dataset) == ("local", "sample")
+    assert json.loads(entry.details) == {"images": 1, "to": fetched("one")}
+
+    requester.book.revoke(requester.name, "sample")
+    told = CliRunner().invoke(app, ["restore", request_id, fetched("two")])
+    assert (told.exit_code, "was revoked" in told.output) == (GrantRevoked.exit_code, True)
+    assert len(downloads(request_id)) == 1
+    assert not (tmp_path / "two").exists()
+
+    requester.book.grant(requester.name, "sample")
+    assert CliRunner().invoke(app, ["restore", request_id, fetched("two")]).exit_code == 0
+    assert len(downloads(request_id)) == 2
+    requester.book.set_disabled(requester.name, True)
+    assert CliRunner().invoke(app, ["restore", request_id, fetched("three")]).exit_code == BadToken.exit_code
+
+
+def test_nothing_is_fetched_without_a_record(
+    requester: Requester, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request_id = requester.submit(loose(tmp_path, {"a.png": next(iter(samples("protected").values())).png}))
+    serve_request(request_id)
+
+    def broken(*_: object, **__: object) -> None:
+        raise EnvironmentFault("the disk is full")
+
+    monkeypatch.setattr(AuditLog, "record", broken)
+    told = CliRunner().invoke(app, ["restore", request_id, str(tmp_path / "out")])
+    assert told.exit_code == EnvironmentFault.exit_code
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_request_of_which_more_is_refused_than_can_be_named(
+    requester: Requester, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tasks.request.NAMED_REFUSALS", 1)
+    protected = samples("protected")
+    good, *others = sorted(protected)[:4]
+    files = {f"bad{n}.png": altered(protected[key].png) for n, key in enumerate(others)}
+    request_id = requester.submit(loose(tmp_path, {"good.png": protected[good].png, **files, "notes.txt": b"x"}))
+    assert serve_request(request_id) == {"images": 5, "restored": 1, "refused": 4}
+    assert requester.book.get_request(request_id).refused == 4
+    told = CliRunner().invoke(app, ["restore", request_id, str(tmp_path / "out")])
+    assert told.exit_code == 0
+    assert "1 images restored, 4 refused" in told.output and "and 2 more" in told.output
+
+
+def test_why_nothing_was_restored_counts_all_of_it(
+    requester: Requester, monkeypatch: pytest.MonkeyPatch, other: Path
+) -> None:
+    monkeypatch.setattr("tasks.request.NAMED_REFUSALS", 1)
+    images = len(samples("protected"))
+    request_id = requester.submit(other)
+    with pytest.raises(NoGrant, match=f"None of {images} images was restored"):
         serve_request(request_id)

@@ -1,8 +1,10 @@
 """What is over goes, what is not stays; against the real object server, whatever is killed in between."""
 
+import dataclasses
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -17,7 +19,9 @@ from storage.registry import Registry, Request, Upload, new_request_id, open_reg
 from storage.registry_models import Kind
 from storage.server import ServerAddress
 from storage.settings import Settings, settings
-from tasks.request_index import attempt_key, request_key, upload_key
+from storage.shards import Sample, write_shard
+from tasks.request import fetch_results, make_report, put_report, put_result
+from tasks.request_index import InputShard, RequestIndex, attempt_key, request_key, upload_key
 from tests.services import object_home, object_server, store
 
 __all__ = ["object_home", "object_server", "store"]
@@ -78,9 +82,20 @@ def shelf(book: Registry, store: ObjectStore, tmp_path: Path) -> Shelf:
 
 
 def test_nothing_goes_before_its_time(shelf: Shelf) -> None:
-    assert not shelf.sweep(0).anything
+    assert shelf.sweep(0) == Swept(cancelled=1)
     assert not shelf.sweep(1000, uploads_days=0, results_days=0).requests
-    assert all(shelf.left(state) == INPUT | RESULT for state in shelf.ids)
+    assert all(shelf.left(state) == INPUT | RESULT for state in shelf.ids if state != "cancelled")
+
+
+def test_what_was_restored_for_a_cancelled_request_goes_at_once(shelf: Shelf) -> None:
+    """No worker was at it any more, so none removed it."""
+    shelf.store.put_bytes(request_key(shelf.ids["cancelled"], "result-000001.tar"), b"of an earlier release")
+    shelf.book.cancel_request(shelf.ids["running"])
+    assert shelf.sweep(0, uploads_days=0, results_days=0).cancelled == 2
+    assert shelf.left("cancelled") == shelf.left("running") == INPUT
+    assert not shelf.sweep(0).anything
+    assert shelf.sweep(3).inputs == 3
+    assert shelf.left("cancelled") == {"input.json"}
 
 
 def test_inputs_go_first_then_everything(shelf: Shelf) -> None:
@@ -126,6 +141,7 @@ def test_a_sweep_that_breaks_off_is_finished_by_the_next(shelf: Shelf, monkeypat
     def broken(key: str) -> None:
         raise ObjectStoreError("the server is gone")
 
+    shelf.sweep(0)
     with monkeypatch.context() as patch:
         patch.setattr(shelf.store, "delete", broken)
         with pytest.raises(ObjectStoreError):
@@ -205,6 +221,32 @@ def test_work_folders_of_what_is_over(shelf: Shelf) -> None:
     assert all(folder.exists() for folder in others), "a stage's, and another registry's"
 
 
+def test_what_a_killed_command_had_on_its_way_goes(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That of one at work stays; the lock says which is which."""
+    left = [shelf.settings.home_path("work", *parts) for parts in (("requests", "results-x"), ("round-trip", "tmp1"))]
+    for folder in left:
+        folder.mkdir(parents=True)
+        (folder / "result.tar").touch()
+    real, lying = shelf.store.get_file, []
+
+    def get_file(key: str, path: Path, *more: Any) -> None:
+        real(key, path, *more)
+        assert sweep_work(shelf.book, shelf.settings) == len(left)
+        lying.append(path.exists())
+
+    monkeypatch.setattr(shelf.store, "get_file", get_file)
+    work = shelf.settings.home_path("work", "requests")
+    tar = write_shard(shelf.settings.home_path("result-000000.tar"), [Sample("00000000", b"png", None)])
+    index = RequestIndex(layout="files", shards=[InputShard(shard=dataclasses.replace(tar, name="input-000000.tar"))])
+    request_id = shelf.ids["done"]
+    shelf.store.put_bytes(request_key(request_id, "input.json"), index.model_dump_json().encode())
+    put_result(shelf.store, request_id, shelf.settings.home, tar, 2)
+    put_report(shelf.store, make_report(request_id, index, [tar], ["00000000"], [], {tar.name: 2}), 2)
+    assert fetch_results(shelf.store, request_id, shelf.settings.home / "out", work).restored == 1
+    assert lying == [True]
+    assert not any(map(Path.exists, left)) and list(work.iterdir()) == []
+
+
 def _in(hours: float) -> datetime:
     return utc_now() + timedelta(hours=hours)
 
@@ -230,7 +272,9 @@ def test_the_command_removes_what_is_over_and_says_so(
             book.add_user("ann")
             shelf = Shelf(book, store, tmp_path / "home")
             told = CliRunner().invoke(app, ["registry", "sweep"])
-            assert told.exit_code == 0 and "Nothing was over." in told.output and "30 days" in told.output
+            assert told.exit_code == 0 and "cancelled requests' results" in told.output and "30 days" in told.output
+            told = CliRunner().invoke(app, ["registry", "sweep"])
+            assert told.exit_code == 0 and "Nothing was over." in told.output
             with book.write() as session:
                 session.get_one(Request, shelf.ids["done"]).finished = utc_now() - timedelta(days=31)
             told = CliRunner().invoke(app, ["registry", "sweep"])

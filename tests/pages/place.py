@@ -63,7 +63,7 @@ class Place:
             self.registry.charge(request_id, number, grant.id, len(batch.samples))
             put_result(self.private, request_id, work, results[-1])
         report = make_report(request_id, index, results, restored, refused)
-        missing = len(report.refused) + len(index.refused)
+        missing = report.refusals + len(index.refused)
         result = put_report(self.private, report)
         self.registry.set_request_state(request_id, "done", restored=report.restored, refused=missing, result=result)
 

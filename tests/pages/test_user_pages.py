@@ -315,3 +315,26 @@ def test_many_data_sets_come_page_by_page(place: Place, newcomer: str) -> None:
     assert all((link in first) is not (link in second) for link in links)
     assert links[0] in first
     assert links[-1] in second
+
+
+def test_of_very_many_refusals_the_page_names_the_first(
+    place: Place, member: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tasks.request.NAMED_REFUSALS", 2)
+    visitor = Visitor(place, member)
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("good.png", place.protected[0])
+        for number in range(5):
+            archive.writestr(f"noise-{number}.png", NOISE)
+    location = visitor.client.post(
+        "/app/upload",
+        data={"csrf": visitor.csrf()},
+        files={"file": ("noise.zip", buffer.getvalue(), "application/zip")},
+    ).headers["location"]
+    place.serve(location.rpartition("/")[2])
+    page = visitor.get(location).text
+    assert "1 restored, 5 refused of 6" in page
+    assert "<p>5 images.</p>" in page
+    assert "<code>NotProtected</code> 5; and 3 more of them are counted here and not named anywhere." in page
+    assert "noise-1.png" in page and "noise-2.png" not in page

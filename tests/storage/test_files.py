@@ -8,7 +8,15 @@ from pathlib import Path
 import pytest
 
 from storage.errors import UsageError
-from storage.files import open_atomic, remove_partials, replace_directory, sha256_file, write_atomic
+from storage.files import (
+    open_atomic,
+    remove_abandoned,
+    remove_partials,
+    replace_directory,
+    scratch_folder,
+    sha256_file,
+    write_atomic,
+)
 
 
 def test_digest(tmp_path: Path) -> None:
@@ -152,3 +160,22 @@ with open_atomic(Path(sys.argv[1])) as file:
         remove_partials(tmp_path)
         file.write(b"whole")
     assert [path.name for path in tmp_path.iterdir()] == ["b"]
+
+
+def test_scratch_folders_of_killed_processes_go_and_those_of_living_ones_stay(tmp_path: Path) -> None:
+    script = """
+import os, signal, sys
+from pathlib import Path
+from storage.files import scratch_folder
+with scratch_folder(Path(sys.argv[1]), "results-") as folder:
+    (folder / "clean.png").touch()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    assert remove_abandoned(tmp_path / "work") == 0
+    subprocess.run([sys.executable, "-c", script, str(tmp_path / "work")], check=False)
+    (left,) = (tmp_path / "work").iterdir()
+    assert stat.S_IMODE(left.stat().st_mode) == 0o700
+    with scratch_folder(tmp_path / "work", "results-") as mine:
+        assert remove_abandoned(tmp_path / "work") == 1
+        assert list((tmp_path / "work").iterdir()) == [mine]
+    assert list((tmp_path / "work").iterdir()) == []

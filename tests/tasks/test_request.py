@@ -21,7 +21,7 @@ from storage.errors import (
     UsageError,
 )
 from storage.manifest import verify_variant
-from storage.objects import ObjectStore
+from storage.objects import MAX_IN_MEMORY, ObjectStore
 from storage.png import decode_png, encode_png
 from storage.publication import publish
 from storage.registry import Grant, Registry
@@ -38,6 +38,7 @@ from tasks.request import (
     submit_request,
     wanted,
 )
+from tasks.request_index import NAMED_REFUSALS, RequestIndex, parse_report
 from tests.services import make_variant
 
 RANDOM = np.random.default_rng(7)
@@ -89,7 +90,7 @@ def serve(
             put_result(store, request_id, work, infos[-1])
     report = make_report(request_id, index, infos, keys, refused)
     result = put_report(store, report)
-    registry.set_request_state(request_id, "done", restored=report.restored, refused=len(report.refused), result=result)
+    registry.set_request_state(request_id, "done", restored=report.restored, refused=report.refusals, result=result)
 
 
 def test_a_folder_goes_there_and_back(tmp_path: Path, registry: Registry, store: ObjectStore, token: str) -> None:
@@ -295,3 +296,63 @@ def test_an_index_that_asks_for_more_than_the_registry_recorded(
     store.delete(f"requests/{local}/input.json")
     with pytest.raises(CorruptManifest, match="no input any more"):
         fetch_index(store, registry.get_request(local))
+
+
+# --- more refusals than can be named ---------------------------------------------------------------------------------
+
+
+def test_a_report_of_very_many_refusals_can_be_read(store: ObjectStore) -> None:
+    """The whole data set was asked for, under a grant for one class."""
+    reason = "The grant does not cover the class 'cat', only 'dog'."
+    refused = [RefusedFile(name=f"{n:08d}", error="OutOfScope", reason=reason) for n in range(500_000)]
+    report = make_report("0" * 32, RequestIndex(layout="files", shards=[]), [], [], refused)
+    key = put_report(store, report)
+    assert store.size(key) < MAX_IN_MEMORY / 10
+    read = parse_report(store.get_bytes(key))
+    assert [file.name for file in read.refused] == [f"{n:08d}" for n in range(NAMED_REFUSALS)]
+    assert read.unnamed == {"OutOfScope": 500_000 - NAMED_REFUSALS}
+    assert (read.refusals, read.kinds) == (500_000, {"OutOfScope": 500_000})
+
+
+def test_what_is_not_named_is_counted_in_all_that_the_requester_gets(
+    tmp_path: Path, registry: Registry, store: ObjectStore, token: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tasks.request.NAMED_REFUSALS", 2)
+    make_variant(tmp_path / "in", shards=2)
+    keys = ["00000000", "00000001", "00000002", "00100003", "nosuchkey"]
+    request_id = submit_request(
+        registry, store, token, tmp_path / "in", work=tmp_path / "work", in_place=True, subset=keys
+    )
+    serve(registry, store, request_id, tmp_path / "work", refuse=3)
+    assert registry.get_request(request_id).refused == 4
+    done = fetch_results(store, request_id, tmp_path / "out", tmp_path / "work")
+    assert [file.name for file in done.refused] == keys[:2]
+    assert (done.restored, done.report.refusals) == (1, 4)
+    summary = json.loads((tmp_path / "out" / "report.json").read_bytes())
+    assert (summary["images"], summary["restored"]) == (5, 1)
+    assert summary["unnamed"] == {"AlteredImage": 1, "NotFound": 1}
+    with (tmp_path / "out" / "refused.csv").open() as file:
+        rows = list(csv.reader(file))[1:]
+    assert [row[:2] for row in rows] == [
+        ["00000000", "AlteredImage"],
+        ["00000001", "AlteredImage"],
+        ["", "AlteredImage"],
+        ["", "NotFound"],
+    ]
+    assert "and 1 more" in rows[2][2]
+
+
+def test_reports_that_name_everything_are_as_they_were() -> None:
+    """Releases before and after read each other's."""
+    before = {
+        "format": "dmcp-report/1",
+        "request_id": "0" * 32,
+        "images": 2,
+        "restored": 1,
+        "results": [],
+        "attempts": {},
+        "refused": [{"name": "a.png", "error": "AlteredImage", "reason": "It was altered."}],
+    }
+    report = parse_report(json.dumps(before).encode())
+    assert (report.refusals, report.kinds) == (1, {"AlteredImage": 1})
+    assert json.loads(report.model_dump_json()) == before

@@ -117,9 +117,11 @@ class RefusedImage(Shown):
 
 
 class Report(Shown):
-    """What became of a restoration's images."""
+    """What became of a restoration's images: how many came back, which did not, and why."""
 
     request_id: str
     images: int
     restored: int
-    refused: list[RefusedImage]
+    refused: list[RefusedImage] = Field(description="of very many the first; `unnamed` counts the others")
+    unnamed: dict[str, int] = Field({}, description="how many more were refused, by class of error")
+    kinds: dict[str, int] = Field({}, description="how many were refused in all, by class of error")

@@ -23,6 +23,7 @@ from flows.gateway.workspace import PER_USER
 from storage.database import utc_now
 from storage.errors import EnvironmentFault, WorkspaceBusy
 from storage.registry import Request
+from tasks.request_index import RefusedFile, parse_report
 from tests.flows.gateway.conftest import Site, png, zipped
 from tests.flows.waiting import wait_for
 
@@ -49,6 +50,22 @@ def test_the_archive_holds_own_names_and_the_report(site: Site, done: str) -> No
     assert (report["images"], report["restored"]) == (4, 3)
     assert [refused["name"] for refused in report["refused"]] == ["notes.txt"]
     assert site.left_behind() == []
+
+
+def test_of_very_many_refusals_the_first_are_named_and_all_are_counted(site: Site, done: str) -> None:
+    key = str(site.registry.get_request(done).result)
+    refusal = RefusedFile(name="00000000", error="OutOfScope", reason="00000000 is of another class.")
+    report = parse_report(site.private.get_bytes(key))
+    report = report.model_copy(update={"refused": [refusal], "unnamed": {"OutOfScope": 41, "AlteredImage": 1}})
+    site.private.put_bytes(key, report.model_dump_json().encode())
+    told = site.call("GET", f"restorations/{done}/report").json()
+    assert [one["name"] for one in told["refused"]] == ["notes.txt", "a/one.png"]
+    assert told["images"] - told["restored"] == 44
+    assert told["kinds"] == {"OutOfScope": 42, "InputError": 1, "AlteredImage": 1}
+    assert told["unnamed"] == {"OutOfScope": 41, "AlteredImage": 1}
+    with zipfile.ZipFile(io.BytesIO(site.call("GET", f"restorations/{done}/archive").content)) as archive:
+        assert json.loads(archive.read("report.json"))["unnamed"] == told["unnamed"]
+        assert b',OutOfScope,"and 41 more' in archive.read("refused.csv")
 
 
 def test_a_published_version_comes_back_as_shards_with_a_manifest(site: Site) -> None:
@@ -242,10 +259,11 @@ def test_downloads_at_once_are_counted(site: Site, done: str) -> None:
     with ExitStack() as stack:
         for _ in range(PER_USER):
             stack.enter_context(site.gateway.uploads.seat(site.id_of("user")))
-        for what in ("archive", "results/result-000000.tar"):
+        for what in ("archive", "results/result-000000.tar", "report", "index"):
             answer = site.call("GET", f"restorations/{done}/{what}")
             assert (answer.status_code, answer.json()["error"]) == (429, "TooManyRequests")
-    assert site.call("GET", f"restorations/{done}/archive").status_code == 200
+    for what in ("archive", "report", "index"):
+        assert site.call("GET", f"restorations/{done}/{what}").status_code == 200
 
 
 # --- over, and again -------------------------------------------------------------------------------------------------
