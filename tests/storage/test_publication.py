@@ -64,7 +64,7 @@ def test_what_is_published_comes_back_byte_for_byte(
     assert "12 images of 2 classes" in card
     assert "protected" in card
     assert "owner@example.org" in card
-    assert "dmcp request" in card
+    assert "dmcp remote restore" in card
     assert came == tree(variant)
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["tiny"]
 
@@ -228,9 +228,9 @@ def test_wrong_credentials_name_the_cure(
 ) -> None:
     publish(variant, store, "tiny")
     thief = ObjectStore(object_server.endpoint, "us-east-1", object_server.access_key, "wrong", store.bucket)
-    with pytest.raises(ObjectStoreError, match="Check DMCP_S3_ACCESS_KEY"):
+    with pytest.raises(ObjectStoreError, match="DMCP_S3_ACCESS_KEY"):
         publish(variant, thief, "tiny")
-    with pytest.raises(ObjectStoreError, match="Check DMCP_S3_ACCESS_KEY"):
+    with pytest.raises(ObjectStoreError, match="DMCP_S3_ACCESS_KEY"):
         pull(thief, "tiny", tmp_path / "out")
 
 
