@@ -4,6 +4,7 @@ from flows.access import prepare
 from flows.console import note, progress
 from flows.engine import flow, task
 from flows.stage import stage_main
+from storage.errors import UnusableFiles
 from storage.settings import settings
 from tasks.ledger import LEDGER_NAME, read_ledger
 from tasks.params import load_params
@@ -12,24 +13,33 @@ from tasks.params import load_params
 @task("build variants")
 def build(dataset: str) -> None:
     """Both splits; downloads are kept below HOME and resumed."""
-    from tasks.download import download_dataset
+    from tasks.download import DUPLICATES_NAME, download_dataset, moved_images
 
     params = load_params(dataset).download
+    ledger = settings().data_path(dataset, LEDGER_NAME)
+    loader, given = params.source or dataset, params.model_dump(exclude={"source"})
+    if moved := moved_images(loader, given, ledger):
+        note(
+            f"Warning: {dataset} was built with {', '.join(moved)} before. Images move, so what was published of it is "
+            "protected anew and has to go; put params.yaml right, and run this again, if that is not meant."
+        )
     with progress(f"Building {dataset}") as bars:
         report = download_dataset(
-            params.source or dataset,
-            params.model_dump(exclude={"source"}),
+            loader,
+            given,
             settings().data_path(dataset, "clean"),
             settings().data_path(dataset, "test"),
             settings().mirror,
             bars,
             dataset,
-            settings().data_path(dataset, LEDGER_NAME),
+            ledger,
         )
     note(
         f"{dataset}: {report.train_images:,} training and {report.test_images:,} test images in "
         f"{len(report.classes)} classes, from {report.origin}, {report.seconds:.1f} s"
     )
+    if warning := report.warning(settings().data_path(dataset, DUPLICATES_NAME)):
+        note(warning)
 
 
 def has_changed(dataset: str) -> bool:
@@ -40,7 +50,10 @@ def has_changed(dataset: str) -> bool:
     ledger = read_ledger(settings().data_path(dataset, LEDGER_NAME))
     if ledger is None or ledger.fingerprint is None:
         return False  # it never ran, which DVC sees itself, or its source never grows
-    return fingerprint(params.source or dataset, params.model_dump(exclude={"source"})) != ledger.fingerprint
+    try:
+        return fingerprint(params.source or dataset, params.model_dump(exclude={"source"})) != ledger.fingerprint
+    except UnusableFiles:
+        return True  # the stage refuses them, and leaves a list
 
 
 @flow("download")

@@ -12,6 +12,8 @@ line prints it without a traceback and exits with `exit_code`, so that scripts c
     8  not found (a request, a version, a data set, a user)
 """
 
+from collections.abc import Sequence
+
 
 class DmcpError(Exception):
     """Root of the tree. `what` happened and `cure`, what to do next."""
@@ -23,7 +25,7 @@ class DmcpError(Exception):
         self.what = what
         self.cure = cure
 
-    def __reduce__(self) -> tuple[type, tuple[str, str]]:
+    def __reduce__(self) -> tuple[type, tuple[object, ...]]:
         return type(self), (self.what, self.cure)
 
 
@@ -71,6 +73,17 @@ class UnsupportedImage(InputError):
 
 class DatasetError(InputError):
     """A data set is not laid out as its loader expects, or its checksum differs."""
+
+
+class UnusableFiles(DatasetError, UnsupportedImage):
+    """Files of a data set can not be its images: `files` has all of them, each with the reason."""
+
+    def __init__(self, what: str, cure: str = "", files: Sequence[tuple[str, str]] = ()) -> None:
+        super().__init__(what, cure)
+        self.files = list(files)
+
+    def __reduce__(self) -> tuple[type, tuple[object, ...]]:
+        return type(self), (self.what, self.cure, self.files)
 
 
 class CorruptShard(InputError):

@@ -4,7 +4,8 @@ A source that grows keeps a ledger (tasks/ledger.py): what came in since the las
 """
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -12,8 +13,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from storage.errors import DatasetError, UnsupportedImage
-from storage.files import Progress, replace_directory
+from storage.errors import DatasetError, UnsupportedImage, UnusableFiles
+from storage.files import Progress, csv_bytes, replace_directory, write_atomic
 from storage.manifest import MANIFEST_NAME, Manifest, shard_name, write_manifest
 from storage.png import encode_png
 from storage.settings import settings
@@ -27,10 +28,26 @@ from tasks.datasets.source import (
     Split,
     check_parameters,
     choose,
+    first_of,
 )
-from tasks.ledger import Ledger, assign, digest_of, follow_renames, read_ledger, write_ledger
+from tasks.ledger import (
+    Ledger,
+    assign,
+    digest_of,
+    follow_renames,
+    read_ledger,
+    same_looks,
+    sample_key,
+    write_ledger,
+)
 
-_SHOWN = 10
+DUPLICATES_NAME = "duplicates.csv"
+"""What lies beside the clean variant when training images have the same pixels as others: all of them."""
+
+REFUSED_NAME = "refused.csv"
+"""What lies there when files can not be used: all of them, with the reasons."""
+
+_PAIRS_SHOWN = 3
 
 
 @dataclass(frozen=True)
@@ -44,6 +61,7 @@ class DownloadReport:
         train_images, test_images: how many.
         train_bytes, test_bytes: size of the shards.
         seconds: wall-clock time, downloading included.
+        duplicates: training images with the same pixels as an earlier one: both, by file name, else by key.
     """
 
     dataset: str
@@ -54,6 +72,19 @@ class DownloadReport:
     train_bytes: int
     test_bytes: int
     seconds: float
+    duplicates: list[tuple[str, str]] = field(default_factory=list)
+
+    def warning(self, listed: Path) -> str | None:
+        """What is to be said of duplicates, which `listed` lists; None: there are none."""
+        if not self.duplicates:
+            return None
+        shown = ", ".join(f"{again} is {first}" for again, first in self.duplicates[:_PAIRS_SHOWN])
+        more = " ..." if self.duplicates[_PAIRS_SHOWN:] else ""
+        return (
+            f"Warning: the same pixels come again in {len(self.duplicates):,} of {self.train_images:,} training images "
+            f"({shown}{more}; all in {listed}). Each is protected in its own way, and who has two protections of one "
+            "image can compute most of the clean one: leave one of each before you publish."
+        )
 
 
 def download_dataset(
@@ -71,7 +102,8 @@ def download_dataset(
     Args:
         name: which module reads it: cifar10, tinyimagenet, imagefolder or sample.
         params: `shard_size`, `train_limit`, `test_limit` and what the data set takes besides.
-        out_clean: folder of the training variant. What is there is replaced if it is a variant, else refused.
+        out_clean: folder of the training variant. What is there is replaced if it is a variant, else refused. Beside it
+            come `DUPLICATES_NAME` and `REFUSED_NAME`, when there is anything to list.
         out_test: folder of the test variant, likewise.
         mirror: folder with data sets already downloaded, or None; without it downloads are kept below HOME/downloads.
         progress: told the file or the split, how much is done, and of how much.
@@ -82,7 +114,7 @@ def download_dataset(
         NotFound: no data set of this name.
         ParameterError: a parameter is unknown or can not be used.
         DatasetError: the source is not laid out as expected, or is damaged.
-        UnsupportedImage: images can not be used; the first ten are named with the reason.
+        UnusableFiles: images can not be used; the first ten are named with the reason, all in `REFUSED_NAME`.
         DownloadError: the official address could not be read.
         UsageError: an output folder holds something else than a variant.
         DatasetError: the ledger is damaged.
@@ -92,15 +124,16 @@ def download_dataset(
     parameters = check_parameters(module.Parameters, params, name)
     place = Place(mirror, settings().home_path("downloads"), progress)
     before = read_ledger(ledger) if ledger else None
-    looks = fingerprint(name, params)  # before it is read: what changes meanwhile is seen the next time
     with (
+        _refusals_listed(out_clean.with_name(REFUSED_NAME)),
+        nullcontext(fingerprint(name, params)) as looks,  # before it is read: what changes meanwhile is seen next time
         replace_directory(out_clean, MANIFEST_NAME) as clean,
         replace_directory(out_test, MANIFEST_NAME) as test,
         module.open_source(parameters, place) as source,
     ):
         if before is not None and not before.continues(name, parameters.shard_size, source.classes):
             before = None
-        problems: list[str] = []
+        problems: list[tuple[str, str]] = []
         built = {}
         plan = _plan(source, parameters, name, before)
         for split, folder in (("train", clean), ("test", test)):
@@ -118,10 +151,13 @@ def download_dataset(
             train_bytes=sum(shard.bytes for shard in built["train"].shards),
             test_bytes=sum(shard.bytes for shard in built["test"].shards),
             seconds=time.monotonic() - start,
+            duplicates=_duplicates(source.splits["train"], plan),
         )
+    _write_list(out_clean.with_name(DUPLICATES_NAME), ("image", "same pixels as"), report.duplicates)
     if ledger is not None:
-        empty = Ledger(source=name, shard_size=parameters.shard_size)  # of what never grows nothing is to be known
-        write_ledger(ledger, plan.model_copy(update={"fingerprint": looks}) if looks is not None else empty)
+        empty = Ledger(source=name, shard_size=parameters.shard_size)  # of what never grows no image is to be known
+        made = plan if looks is not None else empty
+        write_ledger(ledger, made.model_copy(update={"fingerprint": looks, "parameters": parameters.record()}))
     return report
 
 
@@ -134,6 +170,22 @@ def fingerprint(name: str, params: Mapping[str, Any]) -> str | None:
     module = get(name)
     parameters = check_parameters(module.Parameters, params, name)
     return module.fingerprint(parameters) if isinstance(module, GrowingModule) else None
+
+
+def moved_images(name: str, params: Mapping[str, Any], ledger: Path) -> list[str]:
+    """The parameters, in words, by which images of a growing data set would move that was built with others.
+
+    From one shard to another, or between training and test: so what was published would be protected anew. Nothing is
+    known of a ledger of an earlier release, and nothing moves where none is continued.
+
+    Raises:
+        NotFound, ParameterError, DatasetError: as `download_dataset`.
+    """
+    before = read_ledger(ledger)
+    if before is None or before.source != name or before.parameters is None or not before.splits:
+        return []
+    model = get(name).Parameters
+    return check_parameters(model, params, name).moves(check_parameters(model, before.parameters, name))
 
 
 def _plan(source: Source, parameters: CommonParameters, name: str, before: Ledger | None) -> Ledger:
@@ -158,6 +210,25 @@ def _looks(split: Split, index: int) -> str | None:
         return None  # whoever writes the shards says so
 
 
+def _duplicates(split: Split, plan: Ledger) -> list[tuple[str, str]]:
+    named = split.names is not None
+    pairs = same_looks(plan.splits["train"])
+    return [(name, before) if named else (sample_key(key), sample_key(old)) for (key, name), (old, before) in pairs]
+
+
+def _write_list(path: Path, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A list for the owner, as CSV; where it is empty, none is there."""
+    if rows:
+        write_atomic(path, csv_bytes(head, [[_writable(cell) for cell in row] for row in rows]))
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _writable(text: str) -> str:
+    """A file's name may hold bytes that are no text."""
+    return text.encode(errors="backslashreplace").decode()
+
+
 def _names(split: Split) -> list[str]:
     return split.names if split.names is not None else [str(index) for index in range(len(split.labels))]
 
@@ -168,7 +239,7 @@ class _Writer:
 
     source: Split
     split: str
-    problems: list[str]
+    problems: list[tuple[str, str]]
     progress: Progress | None
     pixels: dict[int, str] = field(default_factory=dict)
 
@@ -194,10 +265,14 @@ class _Writer:
             try:
                 png = encode_png(self.source.read(index))
             except UnsupportedImage as error:
-                self.problems.append(error.what.rstrip("."))
+                self.problems.append(self._problem(key, index, error))
                 continue
             self.pixels[key] = digest_of(png)
-            yield Sample(f"{key:09d}", png, labels[self.source.labels[index]])
+            yield Sample(sample_key(key), png, labels[self.source.labels[index]])
+
+    def _problem(self, key: int, index: int, error: UnsupportedImage) -> tuple[str, str]:
+        name = self.source.names[index] if self.source.names is not None else sample_key(key)
+        return name, error.what.removeprefix(f"{name} ").rstrip(".")
 
 
 def _empty_manifest(dataset: str, split: str, classes: list[str]) -> Manifest:
@@ -211,9 +286,20 @@ def _empty_manifest(dataset: str, split: str, classes: list[str]) -> Manifest:
         ) from error
 
 
-def _refused(problems: list[str]) -> UnsupportedImage:
-    more = f" ... and {len(problems) - _SHOWN} more" if problems[_SHOWN:] else ""
-    return UnsupportedImage(
-        f"{len(problems)} images can not be used: {'; '.join(problems[:_SHOWN])}{more}.",
+def _refused(problems: list[tuple[str, str]]) -> UnusableFiles:
+    return UnusableFiles(
+        f"{len(problems)} images can not be used: {first_of(problems)}.",
         "Convert them to 8-bit RGB PNG or JPEG of at least 16 x 16 pixels, or take them out.",
+        problems,
     )
+
+
+@contextmanager
+def _refusals_listed(path: Path) -> Iterator[None]:
+    """Where the block refuses files, all of them are listed in `path`, and the error says so; else none is there."""
+    try:
+        yield
+    except UnusableFiles as error:
+        _write_list(path, ("file", "reason"), error.files)
+        raise UnusableFiles(f"{error.what} All of them are in {path}.", error.cure, error.files) from error
+    path.unlink(missing_ok=True)

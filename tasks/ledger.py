@@ -15,7 +15,7 @@ or the loader is another, or a class is gone, all begins anew.
 import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -23,6 +23,7 @@ from storage.errors import DatasetError
 from storage.files import write_atomic
 
 LEDGER_NAME = "ledger.json"
+KEY_DIGITS = 9
 
 
 class LedgerShard(BaseModel):
@@ -58,7 +59,11 @@ class SplitLedger(BaseModel):
 
 
 class Ledger(BaseModel):
-    """Content of `ledger.json`; `fingerprint` says what the source looked like (`Source.fingerprint`)."""
+    """Content of `ledger.json`.
+
+    `fingerprint` says what the source looked like (`GrowingModule.fingerprint`), `parameters` what its loader was given
+    (`CommonParameters.record`; None: the ledger is of an earlier release).
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -66,6 +71,7 @@ class Ledger(BaseModel):
     source: str
     shard_size: int = Field(ge=1)
     fingerprint: str | None = None
+    parameters: dict[str, Any] | None = None
     classes: list[str] = []
     splits: dict[str, SplitLedger] = {}
 
@@ -74,9 +80,25 @@ class Ledger(BaseModel):
         return (self.source, self.shard_size) == (source, shard_size) and set(self.classes) <= set(classes)
 
 
+def sample_key(number: int) -> str:
+    """The key, in shards and for people, of the image that has this number."""
+    return f"{number:0{KEY_DIGITS}d}"
+
+
 def digest_of(png: bytes) -> str:
     """What tells an image by its pixels: of its PNG as shards hold it, which the pixels decide."""
     return hashlib.sha256(png).hexdigest()[:32]
+
+
+def same_looks(split: SplitLedger) -> list[tuple[tuple[int, str], tuple[int, str]]]:
+    """Images that have the same pixels as one before them: (key, name) of each, and of the first that looks so."""
+    first: dict[str, tuple[int, str]] = {}
+    pairs = []
+    for image in (image for shard in split.shards for image in shard.images):
+        looks = split.pixels.get(image[0])
+        if looks is not None and (before := first.setdefault(looks, image)) is not image:
+            pairs.append((image, before))
+    return pairs
 
 
 def follow_renames(before: SplitLedger, names: Sequence[str], look: Callable[[int], str | None]) -> SplitLedger:

@@ -6,15 +6,18 @@ watches) is all there is to know; settings (`storage/settings.py`) say where thi
 """
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from storage.errors import ParameterError
+from storage.errors import DatasetError, ParameterError
 from storage.names import check_dataset_name
+from storage.settings import settings
 from tasks.evidence.presets import EvidenceParams, PresetParams
+from tasks.ledger import LEDGER_NAME, read_ledger
 
 PARAMS_FILE = Path("params.yaml")
 
@@ -88,6 +91,7 @@ class SignPerturbationParams(_Section):
     momentum: float
     smoothing: float
     flips: bool
+    shift: int
     library: int
     batch_size: int
 
@@ -229,13 +233,24 @@ def _entry(raw: Mapping[str, Any], dataset: str, path: Path) -> dict[str, Any]:
 
 
 def _own_entry(known: Mapping[str, Any], dataset: str) -> str:
-    """The lines that make a folder of images a data set of params.yaml: those of `imagefolder`, under its own name."""
-    loader: dict[str, Any] = {"source": "imagefolder", "path": "FOLDER"}
-    common = known.get("imagefolder")
+    """The lines that make a folder of images a data set of params.yaml: those of its loader, under its own name.
+
+    What `dmcp data get` built it with stands in its ledger; with anything else its images would move.
+    """
+    loader = _built_with(dataset) or {"source": "imagefolder", "path": "FOLDER"}
+    common = known.get(loader["source"])
     sections = {"seeds": [0], **{name: {} for name in SECTIONS}}
     entry = deep_merge(deep_merge(sections, common if isinstance(common, dict) else {}), {"download": loader})
     text: str = yaml.safe_dump({dataset: entry}, sort_keys=False, default_flow_style=None, width=10_000)
     return "".join(f"  {line}\n" for line in text.splitlines())
+
+
+def _built_with(dataset: str) -> dict[str, Any] | None:
+    with suppress(DatasetError):
+        ledger = read_ledger(settings().data_path(dataset, LEDGER_NAME))
+        if ledger is not None and ledger.parameters is not None:
+            return {"source": ledger.source, **ledger.parameters}
+    return None
 
 
 def _explained(error: ValidationError, dataset: str, path: Path) -> ParameterError:

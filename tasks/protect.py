@@ -26,6 +26,7 @@ from storage.png import decode_png, encode_png
 from storage.shards import Sample, read_shard, write_shard
 from tasks.batches import by_shape, portions
 from tasks.growth import Basis, basis_of
+from tasks.learning.device import enough_memory
 from tasks.method.exact import SIGNS, ExactParameters, ExactProfile
 from tasks.method.paper import PaperParameters, PaperProfile
 from tasks.method.perturbation import Features, FeatureSpacePerturbation, FspParameters, Perturbation, build_library
@@ -207,13 +208,15 @@ def make_library(
     Shards are read one after the other, no more of them than are needed: none for logits, whose targets are classes.
     """
     basis = basis_of(manifest, surrogate)
-    if method.has_targets:
-        library = _activations(basis, read, surrogate, method, device)
-    else:
-        library = np.zeros((basis.classes, 1, 1), np.float32)
+    library = _activations(basis, read, surrogate, method, device) if method.has_targets else no_targets(basis.classes)
     with open_atomic(out) as file:
         np.save(file, library)
     return out
+
+
+def no_targets(classes: int) -> NDArray[np.float32]:
+    """The library of a method that has no targets: its classes are counted, nothing else of it is read."""
+    return np.zeros((classes, 1, 1), np.float32)
 
 
 def _activations(
@@ -244,6 +247,7 @@ def protect_shard(
     Raises:
         CorruptShard, UnsupportedImage: the source can not be read.
         DatasetError: an image has no label, or one that the data set does not have.
+        EnvironmentFault: the GPU's memory is used up.
     """
     one_thread()
     report = ShardReport(target.name)
@@ -290,7 +294,8 @@ def _protect_portion(
         with report.timed("perturb"):
             # A class that came in later takes the target (and texture) of an old one (tasks/growth.py).
             labels = np.array([s.label for s in chosen], np.int64) % targets
-            perturbed = perturbation.perturb(clean, labels, [key.image_seed(i) for i in ids])
+            with enough_memory():
+                perturbed = perturbation.perturb(clean, labels, [key.image_seed(i) for i in ids])
         protected = _hide(job.method.profile, clean, perturbed, chosen, ids, key, report)
         with report.timed("encode"):
             pngs.update({chosen[i].key: encode_png(c.image, c.spilled) for i, c in protected})

@@ -185,7 +185,7 @@ def grant(
     classes: Classes = None,
     samples: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Only the samples whose keys it lists, one a line; needs --version."),
+        typer.Option(metavar="FILE", help="Only the samples of these keys (see `dmcp data keys`); needs --version."),
     ] = None,
     quota: Quota = None,
     note: Note = None,
@@ -195,17 +195,21 @@ def grant(
 ) -> None:
     """Let a user have a data set restored, for some days, until a date, or without an end; all of it, or a part.
 
-    Done again with the same bounds, it moves the end to the later of both dates and the quota to the larger of both; to
-    take something away, revoke the grant and grant anew. The data set must be known here (on record, or with a key),
-    and version and classes be published where anything is.
+    Done again with the same bounds, it extends the grant, where it ends no earlier and is for no fewer images; where it
+    ends later and is for fewer, or the other way round, it is another grant beside it. To take something away, revoke
+    the grant and grant anew. The data set must be known here (on record, or with a key), and version, classes and
+    samples be published where anything is.
     """
     from flows.commands.access_checks import check_dataset, check_published
+    from tasks.sample_keys import plain_key
 
-    keys = None if samples is None else samples.read_text().split()
+    keys = None if samples is None else samples.read_text(encoding="utf-8").split()
     with open_book() as book:
         if not ahead:
             check_dataset(book, dataset)
-            check_published(dataset, version, classes)
+            keys = check_published(dataset, version, classes, keys)
+        elif keys is not None:
+            keys = [plain_key(key) for key in keys]
         made = book.grant(
             user,
             dataset,

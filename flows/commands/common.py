@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Generator, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from storage.objects import ObjectStore
     from tasks.params import Params
+    from tasks.protect_checks import Readable
 
 Set = Annotated[
     list[str] | None,
@@ -90,6 +91,27 @@ def object_store() -> AbstractContextManager[None]:
     from flows.services import object_store as running
 
     return running()
+
+
+@contextmanager
+def arriving(place: ObjectStore, name: str) -> Iterator[Readable]:
+    """A shard as it comes, for as long as the block lasts. Raises NotFound at the first byte where there is none."""
+    with closing(cast("Generator[bytes, None, None]", place.stream(name, block=1 << 16))) as blocks:
+        yield _Arriving(blocks)
+
+
+class _Arriving:
+    """Blocks of bytes, read as a file is."""
+
+    def __init__(self, blocks: Iterator[bytes]) -> None:
+        self._blocks, self._rest = blocks, b""
+
+    def read(self, size: int, /) -> bytes:
+        """The next bytes, fewer than asked for at the end only."""
+        while len(self._rest) < size and (block := next(self._blocks, b"")):
+            self._rest += block
+        found, self._rest = self._rest[:size], self._rest[size:]
+        return found
 
 
 def dataset_of(variant: Path, dataset: str | None) -> str:

@@ -13,6 +13,9 @@ from flows.commands import common
 
 if TYPE_CHECKING:
     from tasks.download import DownloadReport
+    from tasks.ledger import Ledger
+
+KEY_COLUMNS = ("key", "class", "file")
 
 app = typer.Typer(no_args_is_help=True, help="Get data sets as clean variants (owner).")
 
@@ -35,7 +38,11 @@ def get(
     One's own images: dmcp data get imagefolder OUT --path FOLDER --dataset NAME, where FOLDER has a folder of PNG or
     JPEG files for each class. Variants that OUT holds are replaced, those of another data set never.
     """
+    from tasks.download import DUPLICATES_NAME
+
     report = _download(name, out, _parameters(name, path, common.parse_sets(sets)), dataset)
+    if warning := report.warning(Path(console.shown(out / DUPLICATES_NAME))):
+        console.note(warning)
     clean = console.shown(out / "clean")
     console.finished(
         f"Built {report.dataset} from {report.origin}: {report.train_images:,} images to protect and "
@@ -91,6 +98,7 @@ def _download(name: str, out: Path, parameters: dict[str, Any], dataset: str | N
     loader = str(parameters.pop("source", name))
     datasets.get(loader)  # a name that nobody knows is said first
     _check_out(out, dataset or name)
+    _check_moved(loader, parameters, out / LEDGER_NAME)
     with console.progress(f"Building {dataset or name}") as progress:
         return download_dataset(
             loader,
@@ -102,6 +110,71 @@ def _download(name: str, out: Path, parameters: dict[str, Any], dataset: str | N
             dataset or name,
             out / LEDGER_NAME,
         )
+
+
+def _check_moved(loader: str, parameters: dict[str, Any], ledger: Path) -> None:
+    """See that images that may be published stay in their split and shard. Raises UsageError when they do not."""
+    from storage.errors import UsageError
+    from tasks.download import moved_images
+
+    if moved := moved_images(loader, parameters, ledger):
+        raise UsageError(
+            f"{console.shown(ledger.parent)} was built with {', '.join(moved)}. Images would move between shards, or "
+            "from training to test, and all that is published would have to be protected anew.",
+            f"Give what it was built with (--set NAME=VALUE). To begin anew, remove {console.shown(ledger)} first.",
+        )
+
+
+@app.command()
+def keys(
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="What `dmcp data get` made: the folder with ledger.json.")
+    ],
+    files: Annotated[
+        list[str] | None, typer.Argument(metavar="FILE", help="File names, such as CLASS/NAME.jpg; default: all.")
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the keys and nothing else.")] = False,
+    csv: Annotated[bool, typer.Option("--csv", help="Print as CSV.")] = False,
+) -> None:
+    """Show which key the images of one's own folder have: those that are published, not those of the test split.
+
+    For a grant for some of them: dmcp data keys FOLDER FILE... --quiet > keys.txt, then dmcp access grant USER DATASET
+    --version ID --samples keys.txt
+    """
+    from storage.files import csv_bytes
+    from tasks.sample_keys import images_named, own_images
+
+    ledger = _ledger(folder)
+    found = images_named(ledger, files) if files else own_images(ledger)
+    rows = [(image.key, image.class_name, image.file) for image in found]
+    if quiet:
+        console.say("\n".join(image.key for image in found))
+    elif csv:
+        console.say(csv_bytes(KEY_COLUMNS, rows).decode().rstrip())
+    else:
+        console.table(KEY_COLUMNS, rows)
+
+
+def _ledger(folder: Path) -> Ledger:
+    """The ledger of a data set that has file names.
+
+    Raises:
+        NoSuchPath: there is no ledger.
+        DatasetError: it is damaged, or is of a data set without file names.
+    """
+    from storage.errors import DatasetError, NoSuchPath
+    from tasks.ledger import LEDGER_NAME, read_ledger
+
+    path = folder / LEDGER_NAME
+    ledger = read_ledger(path)
+    if ledger is None:
+        raise NoSuchPath(f"There is no {path}.", "Name the folder that `dmcp data get` made (its OUT).")
+    if not ledger.splits:
+        raise DatasetError(
+            f"The images of {ledger.source} have no file names.",
+            "Their keys are their numbers, in the order of the source.",
+        )
+    return ledger
 
 
 @app.command(name="list")

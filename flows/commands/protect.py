@@ -80,12 +80,31 @@ def protect(
     over = {"surrogate": values.pop("surrogate", {}), "protect": values}
     params = common.params_for(manifest.dataset, over)
     key_id = ready_key(manifest.dataset)
+    _tell_large(source, manifest)
     model = ready_surrogate(surrogate, manifest, params.protect) if surrogate else _train(source, manifest, params)
     metrics = _run(source, target, model, params.protect, key_id)
     place = Path(os.path.abspath(target))  # noqa: PTH100 - `.` has no name, and a link keeps its own
     report = place.with_name(f"{place.name}.report.json")
     write_atomic(report, json.dumps(metrics, indent=2).encode() + b"\n")
     _tell(manifest.dataset, target, report, metrics)
+
+
+def _tell_large(source: Path, manifest: Manifest) -> None:
+    """What large images will take, said before hours are spent on them."""
+    import psutil
+
+    from storage.settings import settings
+    from tasks.large_images import LARGE, described, measure
+
+    sizes = measure(manifest, source)
+    if sizes.image <= LARGE:
+        return
+    from tasks.learning.device import resolve_device, resolve_precision  # torch takes seconds to load
+
+    device = resolve_device(settings().device)
+    if device.type == "cpu":
+        precision = resolve_precision("auto", device)
+        console.note(described(sizes, settings().workers, psutil.virtual_memory().available, precision))
 
 
 def _run(source: Path, target: Path, model: Path, section: ProtectParams, key_id: str) -> dict[str, Any]:
@@ -214,29 +233,30 @@ def _train(clean: Path, manifest: Manifest, params: Params) -> Path:
 
     section, classes = params.surrogate, len(manifest.classes)
     check_network(section, classes, method_named(params.protect.model_dump()).layer)
-    model = _surrogate(clean, section)
+    model = _surrogate(clean, manifest.dataset, section)
     _warn(doubts(model, section.architecture, classes))
     return model
 
 
-def _surrogate(clean: Path, section: SurrogateParams) -> Path:
+def _surrogate(clean: Path, dataset: str, section: SurrogateParams) -> Path:
     """A surrogate trained on this variant with these parameters; one that was trained before is used again."""
     import hashlib
 
     from storage.files import sha256_file
     from storage.manifest import MANIFEST_NAME
     from storage.settings import settings
-    from tasks.surrogate import is_kept, train_surrogate
+    from tasks.kept_surrogates import KEPT, serving
+    from tasks.surrogate import train_surrogate
 
     facts = sha256_file(clean / MANIFEST_NAME) + section.model_dump_json()
-    folder = settings().home_path("work", "surrogates", hashlib.sha256(facts.encode()).hexdigest()[:16])
+    folder = settings().home_path(*KEPT, hashlib.sha256(facts.encode()).hexdigest()[:16])
     if (folder / "model.pt").exists():
         console.note(f"The surrogate trained before on {console.shown(clean)} is used again.")
         return folder / "model.pt"
-    for other in sorted(folder.parent.glob("*/")):
-        if is_kept(clean, other, section):
-            console.note(f"Images only came into {console.shown(clean)}: the surrogate of before is used again.")
-            return other / "model.pt"
+    pipelines = settings().data_path(dataset, "surrogate")
+    if other := serving(clean, [*folder.parent.glob("*/"), pipelines], section):
+        console.note(f"Images only came into {console.shown(clean)}, or none: the surrogate of before is used again.")
+        return other / "model.pt"
     beside = clean.resolve().parent / "test"
     test = beside if (beside / MANIFEST_NAME).exists() else clean
     with console.progress(f"No surrogate is given: training {section.architecture} on {console.shown(clean)}") as bars:

@@ -30,7 +30,7 @@ Days = Annotated[int | None, typer.Option(min=1, max=36500, help="For how many d
 Images = Annotated[int | None, typer.Option(min=1, help="How many images, at most.")]
 Subset = Annotated[
     Path | None,
-    typer.Option(metavar="FILE", help="Of a published version: only these sample keys or shards, one a line."),
+    typer.Option(metavar="FILE", help="Of a published version: only these keys (000000123) or shards, one a line."),
 ]
 Of = Annotated[str | None, typer.Option("--dataset", help="The data set the images belong to, if you know.")]
 Out = Annotated[Path, typer.Argument(metavar="OUT", help="A folder that does not exist yet, or is empty.")]
@@ -217,7 +217,7 @@ def grants() -> None:
 
 @app.command()
 def request(
-    source: Annotated[str, typer.Argument(metavar="SOURCE", help="Folder, tar, zip, PNG, or DATASET[@VERSION].")],
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="Folder, tar, zip, PNG, or DATASET\\[@VERSION].")],
     subset: Subset = None,
     dataset: Of = None,
     patience: Patience = 60.0,
@@ -325,7 +325,7 @@ def fetch(request: Request, out: Out, patience: Patience = 60.0) -> None:
 
 @app.command()
 def restore(
-    source: Annotated[str, typer.Argument(metavar="SOURCE", help="Folder, tar, zip, PNG, or DATASET[@VERSION].")],
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="Folder, tar, zip, PNG, or DATASET\\[@VERSION].")],
     out: Out,
     subset: Subset = None,
     dataset: Of = None,

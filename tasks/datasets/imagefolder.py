@@ -14,16 +14,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Self
 
 from pydantic import Field, model_validator
 
-from storage.errors import DatasetError
+from storage.errors import DatasetError, UnusableFiles
 from tasks.datasets.images import decode_image
-from tasks.datasets.source import CommonParameters, Place, Source, Split
+from tasks.datasets.source import CommonParameters, Place, Source, Split, first_of, moved_by
 
 _IMAGES = {".png", ".jpg", ".jpeg"}
 _IGNORED = {"thumbs.db", "desktop.ini"}
-_SHOWN = 10
 _SHARE = 0.2
 
 
@@ -40,6 +40,25 @@ class Parameters(CommonParameters):
         if self.test_path is not None and self.test_share not in (None, _SHARE):  # what is given drops the default
             raise ValueError("give either test_path or test_share (test_share=null takes that away)")
         return self
+
+    @property
+    def share(self) -> float:
+        """The share for testing that counts when there is no folder for it."""
+        return _SHARE if self.test_share is None else self.test_share
+
+    def record(self) -> dict[str, Any]:
+        """What builds the same again, in whatever folder one is; for a file."""
+        paths = {name: path for name in ("path", "test_path") if (path := getattr(self, name)) is not None}
+        return super().record() | {name: str(path.expanduser().absolute()) for name, path in paths.items()}
+
+    def moves(self, before: Self) -> list[str]:
+        """In words, what moves images; not where the folders lie, since images are told by their paths below them."""
+        moved = super().moves(before)
+        if self.test_path is not None and before.test_path is not None:
+            return moved
+        if self.test_path is not None or before.test_path is not None:
+            return [*moved, *moved_by("test_path", before.test_path, self.test_path)]
+        return [*moved, *moved_by("test_share", before.share, self.share), *moved_by("seed", before.seed, self.seed)]
 
 
 @dataclass(frozen=True)
@@ -63,8 +82,7 @@ def open_source(parameters: Parameters, place: Place) -> Iterator[Source]:
     if parameters.test_path is not None:
         train, test = images, _images(parameters.test_path)
     else:
-        share = _SHARE if parameters.test_share is None else parameters.test_share
-        chosen = [is_test(image.name, share, parameters.seed) for image in images]
+        chosen = [is_test(image.name, parameters.share, parameters.seed) for image in images]
         train = [image for image, kept in zip(images, chosen, strict=True) if not kept]
         test = [image for image, kept in zip(images, chosen, strict=True) if kept]
     _check_classes(classes, train, test)
@@ -93,7 +111,8 @@ def _images(root: Path) -> list[_Image]:
     """All images below a root, sorted by name.
 
     Raises:
-        DatasetError: no such folder, or files that can not be samples; the first ten are named.
+        DatasetError: no such folder.
+        UnusableFiles: files can not be samples; the first ten are named.
     """
     root = root.expanduser()
     if not root.is_dir():
@@ -104,32 +123,32 @@ def _images(root: Path) -> list[_Image]:
             "(and test_path) in params.yaml.",
         )
     images: list[_Image] = []
-    problems: list[str] = []
+    problems: list[tuple[str, str]] = []
     for folder, folders, files in os.walk(root):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for linked in filter(os.path.islink, (Path(folder, name) for name in folders)):
             problems.append(
-                f"{linked.relative_to(root).as_posix()} is a symbolic link to a folder, which is not followed"
+                (linked.relative_to(root).as_posix(), "is a symbolic link to a folder, which is not followed")
             )
         for file in sorted(files):
             if file.startswith(".") or file.lower() in _IGNORED:
                 continue
             path = Path(folder, file)
             name = unicodedata.normalize("NFC", path.relative_to(root).as_posix())
-            problem = _problem(name) if path.exists() else f"{name} is a symbolic link that leads nowhere"
+            problem = _problem(name) if path.exists() else "is a symbolic link that leads nowhere"
             if problem:
-                problems.append(problem)
+                problems.append((name, problem))
             else:
                 images.append(_Image(path, name))
     filled = {image.class_name for image in images}
     for folder_name in sorted(_visible_folders(root) - filled):
-        problems.append(f"the class folder {folder_name} holds no image")
+        problems.append((folder_name, "is a class folder and holds no image"))
     if problems:
-        shown = "; ".join(problems[:_SHOWN])
-        raise DatasetError(
-            f"{root} holds {len(problems)} things that are no samples: {shown}{' ...' if problems[_SHOWN:] else ''}.",
+        raise UnusableFiles(
+            f"{root} holds {len(problems)} things that are no samples: {first_of(problems)}.",
             "Move them elsewhere, or convert them to PNG or JPEG in a class folder; put folders themselves where links "
             "to them are.",
+            problems,
         )
     return sorted(images, key=lambda image: image.name)
 
@@ -144,9 +163,9 @@ def _visible_folders(root: Path) -> set[str]:
 
 def _problem(name: str) -> str | None:
     if Path(name).suffix.lower() not in _IMAGES:
-        return f"{name} is neither PNG nor JPEG"
+        return "is neither PNG nor JPEG"
     if "/" not in name:
-        return f"{name} lies in no class folder"
+        return "lies in no class folder"
     return None
 
 

@@ -10,10 +10,11 @@ any limit, so that the same image has the same key whatever the limit is.
 """
 
 import contextlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, Self, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,7 @@ from storage.errors import ParameterError
 from storage.files import Progress
 
 SPLITS = ("train", "test")
+_SHOWN = 10
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,26 @@ class CommonParameters(BaseModel):
         """The limit of a split."""
         return self.train_limit if split == "train" else self.test_limit
 
+    def record(self) -> dict[str, Any]:
+        """What builds the same again, in whatever folder one is; for a file."""
+        return self.model_dump(mode="json")
+
+    def moves(self, before: Self) -> list[str]:
+        """In words, what moves or removes images of a variant that was built with `before`; more images do not."""
+        moved = moved_by("shard_size", before.shard_size, self.shard_size)
+        if self.train_limit is not None and self.train_limit < (before.train_limit or math.inf):
+            moved += moved_by("train_limit", before.train_limit, self.train_limit)
+        return moved
+
+
+def moved_by(name: str, old: object, new: object) -> list[str]:
+    """A parameter that is another now, in words; nothing when it is the same."""
+    return [] if old == new else [f"{name} {_shown(old)} (now {_shown(new)})"]
+
+
+def _shown(value: object) -> object:
+    return "unset" if value is None else value
+
 
 class DatasetModule(Protocol):
     """What the registry hands out."""
@@ -146,6 +168,12 @@ def check_parameters(model: type[P], params: Mapping[str, Any], dataset: str) ->
 def _problem(place: Sequence[int | str], kind: str, message: str) -> str:
     name = ".".join(map(str, place))
     return f"{name} is not given" if kind == "missing" else f"{name or 'together'}: {message}"
+
+
+def first_of(problems: Sequence[tuple[str, str]]) -> str:
+    """The first ten files that can not be used, each with the reason, as part of a sentence."""
+    shown = "; ".join(f"{name} {reason}" for name, reason in problems[:_SHOWN])
+    return shown if len(problems) <= _SHOWN else f"{shown}; and {len(problems) - _SHOWN:,} more"
 
 
 def choose(labels: list[int], limit: int | None) -> list[int]:

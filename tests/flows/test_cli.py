@@ -4,8 +4,10 @@ import errno
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -17,7 +19,7 @@ from storage.errors import DmcpError, GrantExpired, NotFound, UnknownKey
 HEAVY = ("torch", "prefect", "mlflow", "boto3", "dvc", "numpy", "sqlalchemy", "pydantic", "PIL", "rich")
 COMMANDS = [
     *([name] for name in ("run", "sweep")),
-    *(["data", name] for name in ("get", "list")),
+    *(["data", name] for name in ("get", "keys", "list")),
     *(["key", name] for name in ("create", "list", "rotate", "backup", "restore", "check")),
     *([name] for name in ("protect", "publish", "withdraw", "pull", "verify", "inspect")),
     *(["access", name] for name in ("add-user", "set-role", "disable", "enable")),
@@ -81,6 +83,23 @@ def test_every_command_explains_itself(command: list[str]) -> None:
     result = CliRunner().invoke(app, [*command, "--help"])
     assert result.exit_code == 0
     assert "Usage" in result.output
+
+
+def all_below(command: Any) -> Iterator[Any]:
+    yield command
+    for below in getattr(command, "commands", {}).values():
+        yield from all_below(below)
+
+
+def test_no_help_loses_what_stands_in_brackets() -> None:
+    """Typer has help printed with markup, which takes [@VERSION] for a style."""
+    from rich.text import Text
+
+    for command in all_below(typer.main.get_command(app)):
+        for text in filter(None, [command.help, *(getattr(option, "help", None) for option in command.params)]):
+            assert Text.from_markup(text).plain.count("[") == text.count("["), text
+    shown = CliRunner().invoke(app, ["remote", "restore", "--help"], env={"COLUMNS": "160"}).output
+    assert "DATASET[@VERSION]." in shown
 
 
 def commands_below(group: object, *path: str) -> list[list[str]]:

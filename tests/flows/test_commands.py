@@ -22,8 +22,10 @@ from storage.audit import open_audit_log
 from storage.errors import DmcpError, ParameterError, UsageError
 from storage.keys import open_vault
 from storage.manifest import Manifest, write_manifest
+from storage.png import encode_png
 from storage.registry import open_registry
-from storage.settings import Settings
+from storage.settings import Settings, settings
+from storage.shards import Sample, write_shard
 from tasks.evaluate import evaluate
 from tasks.method.seal import DataKey
 from tests.protected import protect_images
@@ -167,6 +169,21 @@ def test_data_get_takes_a_folder_of_ones_own(home: Path, tmp_path: Path) -> None
     assert "data set  pets" in dmcp("verify", tmp_path / "v" / "clean").stdout
 
 
+def test_data_get_warns_of_images_that_come_twice(home: Path, tmp_path: Path) -> None:
+    for label, shades in (("cat", (1, 2, 1)), ("dog", (1, 3, 4))):
+        (tmp_path / "mine" / label).mkdir(parents=True)
+        for i, shade in enumerate(shades):
+            Image.new("RGB", (20, 20), (shade, 0, 0)).save(tmp_path / "mine" / label / f"{i}.png")
+    get = ("data", "get", "imagefolder", tmp_path / "v", "--path", tmp_path / "mine", "--dataset", "pets")
+    said = dmcp(*get, "--set", f"test_path={tmp_path / 'mine'}").stderr
+    assert "Warning: the same pixels come again in 2 of 6 training images" in said
+    assert "cat/2.png is cat/0.png, dog/0.png is cat/0.png" in said
+    assert (tmp_path / "v" / "duplicates.csv").read_text().splitlines()[1:] == [
+        "cat/2.png,cat/0.png",
+        "dog/0.png,cat/0.png",
+    ]
+
+
 def test_protect_says_what_is_missing(home: Path, tmp_path: Path) -> None:
     (tmp_path / "images" / "cat").mkdir(parents=True)
     cure = dmcp("protect", tmp_path / "images", tmp_path / "p", code=3).stderr
@@ -252,6 +269,24 @@ def test_little_is_expected_of_a_poor_surrogate(
         assert "So far" in told.stderr
         assert ("Warning:" in told.stderr) == bool(said)
         assert said in told.stderr
+
+
+def test_large_images_are_told_before_anything_is_trained(
+    pets: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def train(*_: object, **__: object) -> None:
+        raise UsageError("So far.", "And no further.")
+
+    monkeypatch.setattr("tasks.surrogate.train_surrogate", train)
+    monkeypatch.setenv("DMCP_DEVICE", "cpu")
+    settings.cache_clear()
+    assert "megapixels" not in dmcp("protect", pets, tmp_path / "p", code=2).stderr
+    photograph = np.random.default_rng(0).integers(0, 256, (1100, 1000, 3), dtype=np.uint8)
+    folder = tmp_path / "large"
+    folder.mkdir()
+    shard = write_shard(folder / "train-000000.tar", [Sample("000000000", encode_png(photograph), 0)])
+    write_manifest(folder, Manifest(dataset="pets", split="train", classes=["cat", "dog"], shards=[shard]))
+    assert "mages of up to 1.1 megapixels." in dmcp("protect", folder, tmp_path / "p", code=2).stderr
 
 
 def test_a_locked_vault_is_told_before_anything_is_trained(pets: Path, home: Path) -> None:

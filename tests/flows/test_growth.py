@@ -10,6 +10,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from flows.commands.protect import _surrogate as surrogate_of
 from flows.download import download, has_changed
 from flows.protect import protect
 from flows.publish import latest_published, publish_folder
@@ -24,7 +25,7 @@ from storage.settings import settings
 from storage.shards import read_shard
 from tasks.datasets.imagefolder import is_test
 from tasks.digests import dvc_digest
-from tasks.params import deep_merge
+from tasks.params import deep_merge, load_params
 from tests.flows.world import PROJECT, TINY, entered
 
 DATASET = "imagefolder"
@@ -106,6 +107,8 @@ def test_a_look_at_the_folder_says_whether_it_changed(grown: Path) -> None:
     path.unlink()
     assert has_changed(DATASET)
     assert not has_changed("sample"), "it never grows"
+    Path("images/dog/notes.txt").touch()
+    assert has_changed(DATASET), "the stage says what is wrong, and lists it"
 
 
 def test_what_comes_in_makes_new_shards_only(grown: Path) -> None:
@@ -181,6 +184,44 @@ def test_a_surrogate_that_is_not_kept_is_trained_anew(grown: Path) -> None:
     write_params(keep=False)
     run(surrogate)
     assert sha256_file(model) != before
+
+
+@pytest.mark.parametrize("grows", [True, False])
+def test_the_surrogate_of_the_command_protect_is_taken_over(grown: Path, grows: bool) -> None:
+    """Who published by commands and goes on by the pipeline: what is published stays."""
+    model, old = Path("data", DATASET, "surrogate/model.pt"), variant("protected").shards
+    before = sha256_file(model)
+    shutil.move(model.parent, ".dmcp/work/surrogates/0123456789abcdef")
+    if grows:
+        grow()
+    run()
+    assert sha256_file(model) == before
+    assert model.with_name("trained_on.json").exists()
+    assert variant("protected").shards[: len(old)] == old
+    assert Path(".dmcp/work/surrogates/0123456789abcdef/model.pt").exists()
+
+
+@pytest.mark.parametrize("values", [{"seed": 7}, {"keep": False}])
+def test_no_surrogate_is_taken_over_that_is_not_to_be_kept(
+    grown: Path, monkeypatch: pytest.MonkeyPatch, values: dict[str, object]
+) -> None:
+    monkeypatch.setattr("flows.surrogate.take_over", lambda *_: pytest.fail("it was taken over"))
+    shutil.move(Path("data", DATASET, "surrogate"), ".dmcp/work/surrogates/0123456789abcdef")
+    write_params(**values)
+    run(surrogate)
+    assert Path("data", DATASET, "surrogate/model.pt").exists()
+
+
+def test_the_command_protect_finds_the_pipelines_surrogate(grown: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tasks.surrogate.train_surrogate", lambda *_, **__: pytest.fail("it was trained anew"))
+    clean, section = Path("data", DATASET, "clean"), load_params(DATASET).surrogate
+    pipelines = settings().data_path(DATASET, "surrogate", "model.pt")
+    assert surrogate_of(clean, DATASET, section) == pipelines
+    grow()
+    run(download)
+    assert surrogate_of(clean, DATASET, section) == pipelines
+    shutil.copytree(pipelines.parent, ".dmcp/work/surrogates/0123456789abcdef")
+    assert surrogate_of(clean, DATASET, section).exists()
 
 
 def test_without_the_ledger_it_is_what_a_fresh_run_makes(grown: Path) -> None:

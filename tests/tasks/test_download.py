@@ -1,4 +1,6 @@
 import hashlib
+import pickle
+import shutil
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
@@ -7,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from storage.errors import DatasetError, NotFound, ParameterError, UnsupportedImage, UsageError
+from storage.errors import DatasetError, NotFound, ParameterError, UnsupportedImage, UnusableFiles, UsageError
 from storage.manifest import read_manifest, verify_variant
 from tasks.download import DownloadReport, download_dataset
 from tasks.variants import load_arrays
@@ -45,6 +47,7 @@ def test_both_variants(tmp_path: Path) -> None:
         "train_bytes": sum(shard.bytes for shard in clean.shards),
         "test_bytes": sum(shard.bytes for shard in test.shards),
         "seconds": 0.0,
+        "duplicates": [],
     }
     assert ("train", 20, 20) in heard and heard[-1] == ("test", 10, 10)
 
@@ -105,6 +108,56 @@ def test_unsupported_images_are_refused_together_by_name(tmp_path: Path) -> None
     assert caught.value.what.count("is RGBA") == 10
     assert "3 more" in caught.value.what
     assert digest(tmp_path / "out" / "clean") == before
+    listed = tmp_path / "out" / "refused.csv"
+    assert f"All of them are in {listed}." in caught.value.what
+    rows = listed.read_text().splitlines()
+    assert rows[0] == "file,reason" and sorted(rows[1:]) == [f"cat/bad{i:02d}.png,is RGBA" for i in range(13)]
+    for path in (tmp_path / "photos").rglob("bad*"):
+        path.unlink()
+    build(tmp_path / "out", {"path": str(tmp_path / "photos")}, "imagefolder")
+    assert not listed.exists()
+
+
+def test_files_that_are_no_samples_are_all_listed(tmp_path: Path) -> None:
+    root = photos(tmp_path / "photos", 0)
+    for i in range(15):
+        (root / "cat" / f"{i:02d}.gif").touch()
+    with pytest.raises(DatasetError, match=r"15 things that are no samples: .*; and 5 more\. All of them are in "):
+        build(tmp_path / "new" / "out", {"path": str(root)}, "imagefolder")
+    rows = (tmp_path / "new" / "out" / "refused.csv").read_text().splitlines()
+    assert rows[1:] == [f"cat/{i:02d}.gif,is neither PNG nor JPEG" for i in range(15)]
+
+
+def test_what_is_refused_survives_being_sent(tmp_path: Path) -> None:
+    sent = pickle.loads(pickle.dumps(UnusableFiles("What.", "Cure.", [("a", "is b")])))
+    assert (sent.what, sent.cure, sent.files, sent.exit_code) == ("What.", "Cure.", [("a", "is b")], 3)
+
+
+def test_images_that_come_twice_are_named_and_listed(tmp_path: Path) -> None:
+    root = photos(tmp_path / "photos", 0)
+    params = {"path": str(root), "test_path": str(photos(tmp_path / "tests", 0))}
+    for i in range(4):
+        shutil.copy(root / "cat" / f"{i}.png", root / "cat" / f"{i} (1).png")
+    shutil.copy(root / "cat" / "0.png", root / "dog" / "again.png")
+    (root / "dog" / "0.png").unlink()  # `photos` draws the same in both classes
+    for i in range(1, 20):
+        Image.new("RGB", (20 + i, 30), (i, 0, i)).save(root / "dog" / f"{i}.png")
+    report = build(tmp_path / "out", params, "imagefolder")
+    again = {"cat/0.png": "cat/0 (1).png", "dog/again.png": "cat/0 (1).png"}
+    again |= {f"cat/{i}.png": f"cat/{i} (1).png" for i in (1, 2, 3)}
+    assert dict(report.duplicates) == again and len(report.duplicates) == 5
+    listed = tmp_path / "out" / "duplicates.csv"
+    assert len(listed.read_text().splitlines()) == 6
+    warning = report.warning(listed)
+    assert warning is not None
+    assert "again in 5 of 44 training images (cat/0.png is cat/0 (1).png, " in warning and str(listed) in warning
+    assert warning.count(" is cat/") == 3
+
+    for path in [*root.glob("cat/*(1).png"), root / "dog" / "again.png"]:
+        path.unlink()
+    report = build(tmp_path / "out", params, "imagefolder")
+    assert report.warning(listed) is None
+    assert not listed.exists()
 
 
 def test_names_that_no_manifest_can_carry(tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ def test_problems_are_named_together(photos: Path) -> None:
     with pytest.raises(DatasetError, match="15 things") as caught:
         read(photos)
     assert "dog/x00.webp is neither PNG nor JPEG" in caught.value.what
-    assert caught.value.what.count(";") == 9 and "..." in caught.value.what
+    assert caught.value.what.count(";") == 10 and "; and " in caught.value.what and " more." in caught.value.what
 
 
 def test_each_layout_problem(tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ def test_each_layout_problem(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="1 class"):
         read(tmp_path)
     (tmp_path / "b").mkdir()
-    with pytest.raises(DatasetError, match="class folder b holds no image"):
+    with pytest.raises(DatasetError, match="b is a class folder and holds no image"):
         read(tmp_path)
     photo(tmp_path / "b" / "1.png")
     with pytest.raises(DatasetError, match="for testing"):
