@@ -16,7 +16,7 @@ LARGE = 1_000_000
 """Pixels up to which an image takes no more than any other: the surrogate sees so many at a time in any case."""
 
 _BYTES_A_PIXEL = {"bf16": 300, "fp32": 600}
-_PIXELS_A_SECOND = 70_000
+_PIXELS_A_SECOND = 1_120_000  # of one step: of the surrogate, there and back
 _HEAVY = 100_000  # bytes a file, on average, below which shards hold no photographs of that size: they are not opened
 
 
@@ -52,11 +52,12 @@ def _pixels(path: Path) -> list[int]:
     return [width * height for width, height in sizes]
 
 
-def described(sizes: Sizes, workers: int, free: int, precision: str) -> str:
+def described(sizes: Sizes, steps: int, workers: int, free: int, precision: str) -> str:
     """What large images take, and how to need less.
 
     Args:
         sizes: as measured.
+        steps: of the perturbation.
         workers: shards at once.
         free: bytes of memory that are free.
         precision: in which networks compute, bf16 or fp32.
@@ -64,14 +65,14 @@ def described(sizes: Sizes, workers: int, free: int, precision: str) -> str:
     mine = _BYTES_A_PIXEL[precision] * sizes.image
     at_once = min(workers, sizes.shards)
     fits = max(1, min(at_once, free // mine))
-    hours = sizes.shard / _PIXELS_A_SECOND / 3600
+    hours = sizes.shard * steps / _PIXELS_A_SECOND / 3600
     fewer = "" if fits == at_once else f"DMCP_WORKERS={fits}, "
     return (
         f"{'Warning: images' if fewer else 'Images'} of up to {sizes.image / 1e6:.1f} megapixels. Each takes some "
         f"{_gib(mine)} of memory, {at_once} at once {_gib(mine * at_once)}; {_gib(free)} are free. The largest shard "
         f"takes some {hours:.1f} hours of a core, and a run that is stopped begins its shards in hand anew. To need "
-        f"less: {fewer}images that are scaled down first, or shards of fewer images (dmcp data get ... --set "
-        "shard_size=20, before anything is published)."
+        f"less: {fewer}fewer steps of the perturbation, images that are scaled down first, or shards of fewer images "
+        "(dmcp data get ... --set shard_size=20, before anything is published)."
     )
 
 

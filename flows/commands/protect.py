@@ -80,7 +80,7 @@ def protect(
     over = {"surrogate": values.pop("surrogate", {}), "protect": values}
     params = common.params_for(manifest.dataset, over)
     key_id = ready_key(manifest.dataset)
-    _tell_large(source, manifest)
+    _tell_large(source, manifest, getattr(params.protect, params.protect.profile).perturbation.steps)
     model = ready_surrogate(surrogate, manifest, params.protect) if surrogate else _train(source, manifest, params)
     metrics = _run(source, target, model, params.protect, key_id)
     place = Path(os.path.abspath(target))  # noqa: PTH100 - `.` has no name, and a link keeps its own
@@ -89,7 +89,7 @@ def protect(
     _tell(manifest.dataset, target, report, metrics)
 
 
-def _tell_large(source: Path, manifest: Manifest) -> None:
+def _tell_large(source: Path, manifest: Manifest, steps: int) -> None:
     """What large images will take, said before hours are spent on them."""
     import psutil
 
@@ -104,7 +104,7 @@ def _tell_large(source: Path, manifest: Manifest) -> None:
     device = resolve_device(settings().device)
     if device.type == "cpu":
         precision = resolve_precision("auto", device)
-        console.note(described(sizes, settings().workers, psutil.virtual_memory().available, precision))
+        console.note(described(sizes, steps, settings().workers, psutil.virtual_memory().available, precision))
 
 
 def _run(source: Path, target: Path, model: Path, section: ProtectParams, key_id: str) -> dict[str, Any]:

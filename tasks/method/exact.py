@@ -49,7 +49,7 @@ class ExactParameters:
         carrier: one of `CARRIERS`.
     """
 
-    amplitude: int = 14
+    amplitude: int = 13
     signs: str = "shared"
     carrier: str = "pixels"
 

@@ -47,12 +47,12 @@ class SignParameters:
     pattern: str = "none"
     spread: float = 0.02
     weight: float = 1.0
-    steps: int = 16
+    steps: int = 32
     rate: float = 0.1
-    momentum: float = 1.0
-    smoothing: float = 1.0
-    flips: bool = False
-    shift: int = 0
+    momentum: float = 0.5
+    smoothing: float = 0.7
+    flips: bool = True
+    shift: int = 2
     library: int = 100
     batch_size: int = 250
 

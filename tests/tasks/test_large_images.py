@@ -43,10 +43,10 @@ def test_a_shard_that_is_none(tmp_path: Path) -> None:
 
 def test_what_it_takes_and_how_to_need_less() -> None:
     photographs = Sizes(12_000_000, 500 * 12_000_000, 4)
-    said = described(photographs, 16, 10 << 30, "bf16")
+    said = described(photographs, 32, 16, 10 << 30, "bf16")
     assert said.startswith("Warning: images of up to 12.0 megapixels.")
     assert "3.4 GiB of memory, 4 at once 13.4 GiB; 10.0 GiB are free" in said
-    assert "some 23.8 hours" in said and "DMCP_WORKERS=2, " in said and "shard_size=20" in said
-    roomy = described(photographs, 16, 64 << 30, "bf16")
+    assert "some 47.6 hours" in said and "DMCP_WORKERS=2, " in said and "shard_size=20" in said
+    roomy = described(photographs, 32, 16, 64 << 30, "bf16")
     assert roomy.startswith("Images") and "DMCP_WORKERS" not in roomy
-    assert "DMCP_WORKERS=1, " in described(photographs, 16, 1 << 30, "fp32")
+    assert "DMCP_WORKERS=1, " in described(photographs, 16, 16, 1 << 30, "fp32")

@@ -48,7 +48,7 @@ def images() -> Images:
 
 def build(network: Network, images: Images, per_pixel: int = 1, seed: bytes = SEED, **given: object):  # type: ignore[no-untyped-def]
     library = build_library(network, [list(images[c == LABELS]) for c in range(5)], 4, "cpu")
-    parameters = SignParameters(**given)  # type: ignore[arg-type]
+    parameters = SignParameters(**{"flips": False, "shift": 0} | given)  # type: ignore[arg-type]
     return SignPerturbation(
         [network],
         library,
@@ -119,7 +119,8 @@ def test_networks_take_turns(images: Images) -> None:
     network = Network(True)
     made = SignPerturbation(
         [named("early", network), named("late", network)], np.zeros((5, 1, 5), np.float32),
-        SignParameters(steps=5), logits=True, amplitude=13, per_pixel=1, derangement_seed=SEED, band_seed=SEED,
+        SignParameters(steps=5, flips=False, shift=0), logits=True, amplitude=13, per_pixel=1, derangement_seed=SEED,
+        band_seed=SEED,
     )  # fmt: skip
     turns = made.perturb(images, LABELS, SEEDS)
     assert asked == ["early", "late", "early", "late", "early"]
@@ -136,7 +137,7 @@ def test_every_other_round_is_mirrored(images: Images) -> None:
     network = Network(True)
     made = SignPerturbation(
         [watched(network), watched(network)], np.zeros((5, 1, 5), np.float32),
-        SignParameters(steps=6, flips=True), logits=True, amplitude=13, per_pixel=1, derangement_seed=SEED,
+        SignParameters(steps=6, flips=True, shift=0), logits=True, amplitude=13, per_pixel=1, derangement_seed=SEED,
         band_seed=SEED,
     )  # fmt: skip
     perturbed = made.perturb(images, LABELS, SEEDS)
@@ -164,7 +165,7 @@ def test_each_step_sees_the_images_moved(images: Images) -> None:
     network, seen = Network(True), []
     made = SignPerturbation(
         [lambda x: seen.append(x.detach()) or network(x)], np.zeros((5, 1, 5), np.float32),  # type: ignore[func-returns-value]
-        SignParameters(steps=12, shift=2, batch_size=10), logits=True, amplitude=13, per_pixel=1,
+        SignParameters(steps=12, flips=False, shift=2, batch_size=10), logits=True, amplitude=13, per_pixel=1,
         derangement_seed=SEED, band_seed=SEED,
     )  # fmt: skip
     perturbed = made.perturb(images, LABELS, SEEDS)
