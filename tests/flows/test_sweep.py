@@ -208,7 +208,7 @@ def test_trials_get_settings_as_variables(toy: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_dry_run_prints_the_commands_and_does_nothing(toy: Path) -> None:
-    result = CliRunner().invoke(app, ["sweep", "--dry-run", "--set", "protect.exact.set.amplitude=10,14"])
+    result = CliRunner().invoke(app, ["sweep", "--dry-run", "--set", f"protect.exact.set.amplitude=10,{AMPLITUDE}"])
     assert result.exit_code == 0, result.output
     lines = result.stdout.splitlines()
     assert len(lines) == 2
