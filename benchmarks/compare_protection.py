@@ -276,12 +276,34 @@ def picture(results: dict[str, Any], path: Path) -> None:
     figure.savefig(path, metadata={"Date": None})
 
 
+def courses(results: dict[str, Any], path: Path) -> None:
+    """Accuracy of ResNet-18 after each epoch, as SVG: a line a row, the mean over the seeds, and how far they lie."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    axes = figure.subplots()
+    for row, entry in results["rows"].items():
+        seeds = [m["history"] for name, m in entry["models"].items() if name.startswith("resnet18-")]
+        if not seeds:
+            continue
+        shares = 100 * np.array(seeds)
+        epochs = np.arange(1, shares.shape[1] + 1)
+        psnr = f", {entry['psnr']:.1f} dB" if "psnr" in entry else ""
+        (line,) = axes.plot(epochs, shares.mean(0), marker="o", label=f"{row}{psnr}")
+        axes.fill_between(epochs, shares.min(0), shares.max(0), color=line.get_color(), alpha=0.2, linewidth=0)
+    axes.set_xlabel("epoch")
+    axes.set_ylabel("test accuracy, %")
+    axes.set_ylim(bottom=0)
+    axes.legend(title="trained on")
+    figure.savefig(path, metadata={"Date": None})
+
+
 def _spread(values: list[float]) -> str:
     return f"{np.mean(values):.1f}" + (f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else "")
 
 
 def main() -> None:
-    """Measure, write, print."""
+    """Measure, write, draw, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rows", nargs="+")
     parser.add_argument("--images", type=int, default=10_000)
@@ -296,6 +318,7 @@ def main() -> None:
     comparison = Comparison(parser.parse_args())
     comparison.run()
     picture(comparison.results, comparison.path.with_suffix(".svg"))
+    courses(comparison.results, comparison.path.with_name(f"{comparison.path.stem}-epochs.svg"))
     print(markdown(comparison.results))
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks import compare_protection
-from benchmarks.compare_protection import Comparison, markdown, method_of, weights_digest
+from benchmarks.compare_protection import Comparison, courses, markdown, method_of, picture, weights_digest
 from storage.errors import ParameterError, UsageError
 from tasks.learning.training import LabelledImages
 from tasks.method.exact import ExactParameters
@@ -79,6 +79,17 @@ def test_where_nothing_was_protected_any_surrogate_will_do(made: Any) -> None:
 )
 def test_the_published_results_are_read(path: Path) -> None:
     assert "| resnet18 |" in markdown(json.loads(path.read_text())) or "architectures" in path.stem
+
+
+def test_pictures_have_all_rows_that_were_trained(tmp_path: Path) -> None:
+    models = {
+        f"resnet18-{seed}": {"last": 0.2, "peak": 0.5, "history": [0.5, last]} for seed, last in enumerate((0.2, 0.4))
+    }
+    rows = {"clean": {"models": models}, "exact": {"models": models, "psnr": 26.0}, "paper": {"models": {}}}
+    for draw in (picture, courses):
+        draw({"rows": rows}, tmp_path / "a.svg")
+        text = (tmp_path / "a.svg").read_text()
+        assert "<!-- clean -->" in text and "exact" in text and "paper" not in text
 
 
 def test_a_row_is_a_profile_with_other_values() -> None:
